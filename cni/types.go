@@ -1,0 +1,28 @@
+package cni
+
+import "net/netip"
+
+// PortMapping publishes a port of the pod on the host. Protocol is tcp, udp or sctp; an invalid HostIP is every address.
+type PortMapping struct {
+	Protocol      string     `json:"protocol"`
+	HostPort      uint16     `json:"hostPort"`
+	ContainerPort uint16     `json:"containerPort"`
+	HostIP        netip.Addr `json:"hostIP,omitzero"`
+}
+
+// Request names a pod to attach.
+type Request struct {
+	PodID        string            `json:"podID"`
+	Namespace    string            `json:"namespace"`
+	Name         string            `json:"name"`
+	UID          string            `json:"uid"`
+	PortMappings []PortMapping     `json:"portMappings,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	CgroupParent string            `json:"cgroupParent,omitempty"`
+}
+
+// Result says what a pod got.
+type Result struct {
+	Netns string       `json:"netns"` // path, a bind mount of the namespace
+	IPs   []netip.Addr `json:"ips"`   // the first is the primary one
+}

@@ -1,0 +1,2 @@
+// Package engine is the core: pods and containers, their states and records, teardown, recovery.
+package engine

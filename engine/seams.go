@@ -1,0 +1,66 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/shim/api"
+)
+
+// Image is an image as a container needs it.
+type Image struct {
+	ID     string // "sha256:..." of the configuration
+	Ref    string // repo@sha256:..., or the ID when it was never pulled by a name
+	Config ocispec.ImageConfig
+}
+
+// Rootfs is where containers' root filesystems come from: the image store. Keys are the engine's (a container's id).
+// Every method may be called concurrently and repeated.
+type Rootfs interface {
+	// Image resolves an ID, a reference or a unique prefix of an ID. errdefs.ErrNotFound when it is not here.
+	Image(ctx context.Context, ref string) (Image, error)
+	// ReadFile reads a regular file of the image, at most limit bytes, symbolic links followed beneath the root.
+	// fs.ErrNotExist when the image has none.
+	ReadFile(ctx context.Context, imageID, path string, limit int64) ([]byte, error)
+	// Prepare makes the writable layer named key and says how to mount it. When it exists, it is answered as it is.
+	Prepare(ctx context.Context, key, imageID string) ([]mount.Mount, error)
+	// Release removes the writable layer. An unknown key is no error.
+	Release(ctx context.Context, key string) error
+	// Keys lists the writable layers that exist.
+	Keys(ctx context.Context) ([]string, error)
+}
+
+// Network gives pods their network namespaces and addresses. *cni.Network is the one; tests have another that fails on order.
+type Network interface {
+	// Attach makes the namespace and attaches it. Repeated for a pod that is attached it answers as before.
+	// When it fails, Detach cleans up.
+	Attach(ctx context.Context, r cni.Request) (cni.Result, error)
+	// Detach lets go of all that Attach made. It does not wait for plugins that fail: those are tried again behind.
+	// An unknown pod is no error.
+	Detach(ctx context.Context, podID string) error
+	// Attached lists the pods that have a record here, for reconciliation.
+	Attached(ctx context.Context) ([]string, error)
+	// Ready is nil when pods can be attached; else the error says what is missing.
+	Ready(ctx context.Context) error
+}
+
+// Shims runs processes. The methods are those of the wire protocol (shim/api); *shim.Client is the one implementation
+// that leaves the process. Errors are of errdefs kinds; errdefs.ErrUnavailable means that the shim could not be reached.
+type Shims interface {
+	Info(ctx context.Context) (*api.InfoResponse, error)
+	StartPod(ctx context.Context, r *api.StartPodRequest) (*api.StartPodResponse, error)
+	StopPod(ctx context.Context, podID string) error
+	Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error)
+	Signal(ctx context.Context, r *api.SignalRequest) error
+	Delete(ctx context.Context, r *api.DeleteRequest) error
+	// Exec calls output, never concurrently, with each piece of output; the answer carries the exit code and no output.
+	Exec(ctx context.Context, r *api.ExecRequest, output func(stdout, stderr []byte)) (*api.ExecResponse, error)
+	Update(ctx context.Context, r *api.UpdateRequest) error
+	List(ctx context.Context) (*api.ListResponse, error)
+	// Exits blocks until there is news after the sequence, the context ends, or the connection breaks (ErrUnavailable).
+	Exits(ctx context.Context, after uint64) (*api.ExitsResponse, error)
+	ReopenLog(ctx context.Context, id string) error
+}

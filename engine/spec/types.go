@@ -1,0 +1,162 @@
+// Package spec turns a pod, a container, an image's configuration and the facts of the host into an OCI runtime
+// spec. It is pure: it reads no file and makes no call, so that what a container gets is golden-tested.
+package spec
+
+// Mode says whose namespace a container uses.
+type Mode string
+
+// The modes of a namespace. The empty mode means ModePod for network and ipc, ModeContainer for pid.
+const (
+	ModePod       Mode = "pod"
+	ModeContainer Mode = "container"
+	ModeNode      Mode = "node"
+	ModeTarget    Mode = "target"
+)
+
+// Namespaces are the modes that a pod or a container asks for.
+type Namespaces struct {
+	Network Mode `json:"network,omitempty"`
+	PID     Mode `json:"pid,omitempty"`
+	IPC     Mode `json:"ipc,omitempty"`
+	// Target is the container whose pid namespace is joined with ModeTarget.
+	Target string `json:"target,omitempty"`
+}
+
+// PortMapping publishes a port of a pod on the host. Protocol is tcp, udp or sctp; HostIP "" is every address.
+type PortMapping struct {
+	Protocol      string `json:"protocol"`
+	ContainerPort uint16 `json:"containerPort"`
+	HostPort      uint16 `json:"hostPort"`
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+// DNS is the content of a pod's resolv.conf. Nil in a Pod means a copy of the host's.
+type DNS struct {
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
+}
+
+// Profile selects a seccomp or AppArmor profile.
+type Profile struct {
+	// Kind is "unconfined", "runtime/default" or "localhost"; "" is what the configuration says.
+	Kind string `json:"kind,omitempty"`
+	// Path is a file for seccomp, a profile's name for AppArmor; only with "localhost".
+	Path string `json:"path,omitempty"`
+}
+
+// SELinux is the label asked for; nil or empty lets the engine choose one.
+type SELinux struct {
+	User, Role, Type, Level string
+}
+
+// Security is the security context of a container, or what a pod asks for all of its containers.
+type Security struct {
+	Privileged bool     `json:"privileged,omitempty"`
+	CapAdd     []string `json:"capAdd,omitempty"` // with or without CAP_; "ALL" is every one
+	CapDrop    []string `json:"capDrop,omitempty"`
+	CapAmbient []string `json:"capAmbient,omitempty"`
+
+	RunAsUser     *int64 `json:"runAsUser,omitempty"`
+	RunAsGroup    *int64 `json:"runAsGroup,omitempty"`
+	RunAsUsername string `json:"runAsUsername,omitempty"`
+	// SupplementalGroups are added to those of the image's /etc/group, or with SupplementalStrict replace them.
+	SupplementalGroups []int64 `json:"supplementalGroups,omitempty"`
+	SupplementalStrict bool    `json:"supplementalStrict,omitempty"`
+
+	ReadonlyRootfs bool     `json:"readonlyRootfs,omitempty"`
+	NoNewPrivs     bool     `json:"noNewPrivs,omitempty"`
+	MaskedPaths    []string `json:"maskedPaths,omitempty"`
+	ReadonlyPaths  []string `json:"readonlyPaths,omitempty"`
+	Seccomp        Profile  `json:"seccomp"`
+	AppArmor       Profile  `json:"apparmor"`
+	SELinux        *SELinux `json:"selinux,omitempty"`
+
+	Namespaces Namespaces `json:"namespaces"`
+}
+
+// Resources are limits of a cgroup. A zero field is not set.
+type Resources struct {
+	CPUShares     uint64            `json:"cpuShares,omitempty"`
+	CPUQuota      int64             `json:"cpuQuota,omitempty"`  // microseconds a period
+	CPUPeriod     uint64            `json:"cpuPeriod,omitempty"` // microseconds
+	CPUs          string            `json:"cpus,omitempty"`
+	Mems          string            `json:"mems,omitempty"`
+	Memory        int64             `json:"memory,omitempty"`     // bytes
+	MemorySwap    int64             `json:"memorySwap,omitempty"` // bytes of memory and swap together
+	OOMScoreAdj   int64             `json:"oomScoreAdj,omitempty"`
+	HugepageLimit map[string]uint64 `json:"hugepageLimit,omitempty"` // page size ("2MB") -> bytes
+	Unified       map[string]string `json:"unified,omitempty"`
+}
+
+// Mount is a mount that a container asks for.
+type Mount struct {
+	Source            string `json:"source"` // on the host
+	Target            string `json:"target"` // in the container
+	Readonly          bool   `json:"readonly,omitempty"`
+	RecursiveReadonly bool   `json:"recursiveReadonly,omitempty"`
+	// Propagation is "private" (also ""), "rslave" or "rshared".
+	Propagation    string   `json:"propagation,omitempty"`
+	SELinuxRelabel bool     `json:"selinuxRelabel,omitempty"`
+	Options        []string `json:"options,omitempty"`
+}
+
+// Device is a device node of the host made known to a container. Permissions are of "rwm".
+type Device struct {
+	HostPath      string `json:"hostPath"`
+	ContainerPath string `json:"containerPath"`
+	Permissions   string `json:"permissions"`
+}
+
+// Pod is what a client asked for, as the engine keeps it. It never changes after RunPod.
+type Pod struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	UID       string `json:"uid"`
+	Attempt   uint32 `json:"attempt,omitempty"`
+
+	Hostname     string            `json:"hostname,omitempty"`
+	LogDirectory string            `json:"logDirectory,omitempty"`
+	DNS          *DNS              `json:"dns,omitempty"`
+	PortMappings []PortMapping     `json:"portMappings,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	CgroupParent string            `json:"cgroupParent,omitempty"`
+	Sysctls      map[string]string `json:"sysctls,omitempty"`
+	Security     Security          `json:"security"`
+	// Handler is the RuntimeClass handler; "" is the native runtime.
+	Handler string `json:"handler,omitempty"`
+	// Owner is the front that made the pod: "cri" or "docker".
+	Owner string `json:"owner"`
+}
+
+// Container is what a client asked for, as the engine keeps it.
+type Container struct {
+	ID      string `json:"id"`
+	PodID   string `json:"podID"`
+	Name    string `json:"name"`
+	Attempt uint32 `json:"attempt,omitempty"`
+
+	Image    string `json:"image"`              // as the client wrote it
+	ImageID  string `json:"imageID"`            // filled by the engine
+	ImageRef string `json:"imageRef,omitempty"` // a reference by digest, filled by the engine
+
+	Command    []string          `json:"command,omitempty"` // replaces the image's entrypoint and cmd
+	Args       []string          `json:"args,omitempty"`    // replaces the image's cmd
+	Env        []string          `json:"env,omitempty"`     // KEY=value, in order, over the image's
+	WorkingDir string            `json:"workingDir,omitempty"`
+	Mounts     []Mount           `json:"mounts,omitempty"`
+	Devices    []Device          `json:"devices,omitempty"`
+	Labels     map[string]string `json:"labels,omitempty"`
+	// Annotations of the client; the OCI spec gets only those that the configuration lets through.
+	Annotations map[string]string `json:"annotations,omitempty"`
+	LogPath     string            `json:"logPath,omitempty"` // relative to the pod's LogDirectory
+	Stdin       bool              `json:"stdin,omitempty"`
+	StdinOnce   bool              `json:"stdinOnce,omitempty"`
+	TTY         bool              `json:"tty,omitempty"`
+	Resources   Resources         `json:"resources"`
+	Security    Security          `json:"security"`
+	// StopSignal is a number as text or a name ("SIGTERM"); "" is the image's, then SIGTERM.
+	StopSignal string `json:"stopSignal,omitempty"`
+}
