@@ -1,0 +1,211 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// maxSocketPath is what fits in sockaddr_un.sun_path with its terminating zero (unix(7)).
+const maxSocketPath = 107
+
+// maxBridgeName leaves room in an interface name (15 bytes) for the number of further bridges.
+const maxBridgeName = 11
+
+// problem is a value that cannot be used. key is dotted, as in the file.
+type problem struct{ key, text string }
+
+// SocketPath is the path of the CRI socket.
+func (c *Config) SocketPath() string {
+	if c.Listen == "" {
+		return filepath.Join(c.State, "criserver.sock")
+	}
+	return strings.TrimPrefix(c.Listen, "unix://")
+}
+
+// SlogLevel is the level as package slog has it.
+func (c *Config) SlogLevel() slog.Level {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Log.Level)) // checked by problems
+	return level
+}
+
+func (c *Config) problems() []problem {
+	var all []problem
+	add := func(key, format string, args ...any) {
+		all = append(all, problem{key, fmt.Sprintf(format, args...)})
+	}
+	absolute := func(key, path string) {
+		if !filepath.IsAbs(path) {
+			add(key, "%q is not an absolute path", path)
+		}
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		if !slices.Contains(allowed, value) {
+			add(key, "%q is none of %s", value, strings.Join(allowed, ", "))
+		}
+	}
+
+	absolute("root", c.Root)
+	absolute("state", c.State)
+	if scheme, _, found := strings.Cut(c.Listen, "://"); found && scheme != "unix" {
+		add("listen", "%q: only unix:// is served", c.Listen)
+	} else {
+		absolute("listen", c.SocketPath())
+	}
+	if n := len(c.SocketPath()); n > maxSocketPath {
+		add("listen", "%q has %d bytes; the path of a socket has at most %d", c.SocketPath(), n, maxSocketPath)
+	}
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "text", "json")
+	for key, path := range map[string]string{"shim.keeper": c.Shim.Keeper, "shim.shim": c.Shim.Shim} {
+		if path != "" {
+			absolute(key, path)
+		}
+	}
+	absolute("workload.cgroup_parent", c.Workload.CgroupParent)
+	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
+	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
+	absolute("image.hosts_dir", c.Image.HostsDir)
+	if n := c.Image.ParallelLayers; n < 1 || n > 64 {
+		add("image.parallel_layers", "%d is not between 1 and 64", n)
+	}
+	for _, host := range c.Image.PlainHTTP {
+		if !isHost(host) {
+			add("image.plain_http", "%q is not a host or host:port", host)
+		}
+	}
+	c.Network.problems(add, absolute, oneOf)
+	slices.SortStableFunc(all, func(a, b problem) int { return strings.Compare(a.key, b.key) })
+	return all
+}
+
+func (n *Network) problems(add func(string, string, ...any), absolute func(string, string), oneOf func(string, string, ...string)) {
+	oneOf("network.mode", n.Mode, "builtin", "cni")
+	absolute("network.netns_dir", n.NetnsDir)
+	if n.NetnsPool < 0 || n.NetnsPool > 256 {
+		add("network.netns_pool", "%d is not between 0 and 256", n.NetnsPool)
+	}
+	if n.MTU != 0 && (n.MTU < 576 || n.MTU > 65535) {
+		add("network.mtu", "%d is neither 0 nor between 576 and 65535", n.MTU)
+	}
+	if n.Bridge == "" || len(n.Bridge) > maxBridgeName || strings.ContainsAny(n.Bridge, "/: \t") {
+		add("network.bridge", "%q is not an interface name of at most %d bytes", n.Bridge, maxBridgeName)
+	}
+	seen := map[bool]string{}
+	for _, cidr := range n.PodCIDRs {
+		prefix, err := netip.ParsePrefix(cidr)
+		switch {
+		case err != nil:
+			add("network.pod_cidrs", "%q is not an address range such as 10.88.0.0/16", cidr)
+		case prefix != prefix.Masked():
+			add("network.pod_cidrs", "%q has host bits set; %s is meant?", cidr, prefix.Masked())
+		case seen[prefix.Addr().Is4()] != "":
+			add("network.pod_cidrs", "%q and %q are of the same family", seen[prefix.Addr().Is4()], cidr)
+		default:
+			seen[prefix.Addr().Is4()] = cidr
+		}
+	}
+	if len(seen) == 0 && n.Mode == "builtin" {
+		add("network.pod_cidrs", "is empty; mode builtin needs a range for pods")
+	}
+	absolute("network.conf_dir", n.ConfDir)
+	if len(n.BinDirs) == 0 && n.Mode == "cni" {
+		add("network.bin_dirs", "is empty; mode cni needs the directory of the plugins")
+	}
+	for _, dir := range n.BinDirs {
+		absolute("network.bin_dirs", dir)
+	}
+}
+
+func isHost(s string) bool {
+	if host, port, err := net.SplitHostPort(s); err == nil {
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return false
+		}
+		s = host
+	}
+	return s != "" && !strings.ContainsAny(s, "/ \t@")
+}
+
+// located gives errors of the decoder their file, line and key.
+func located(name string, err error) error {
+	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var all []error
+		for i := range missing.Errors {
+			all = append(all, locatedOne(name, &missing.Errors[i], "unknown key"))
+		}
+		return errors.Join(all...)
+	}
+	if one, ok := errors.AsType[*toml.DecodeError](err); ok {
+		return locatedOne(name, one, strings.TrimPrefix(one.Error(), "toml: "))
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+func locatedOne(name string, err *toml.DecodeError, text string) error {
+	line, column := err.Position()
+	key := strings.Join(err.Key(), ".")
+	if key != "" {
+		key += ": "
+	}
+	return fmt.Errorf("%s:%d:%d: %s%s", name, line, column, key, text)
+}
+
+// placed gives problems their file and line. A key that does not stand in text, because another makes it wrong, has
+// only the file.
+func placed(name string, text []byte, problems []problem) error {
+	lines := keyLines(text)
+	var all []error
+	for _, p := range problems {
+		where := name
+		if line := lines[p.key]; line > 0 {
+			where = fmt.Sprintf("%s:%d", name, line)
+		}
+		if where != "" {
+			where += ": "
+		}
+		all = append(all, fmt.Errorf("%s%s: %s", where, p.key, p.text))
+	}
+	return errors.Join(all...)
+}
+
+// keyLines finds the line of each dotted key. The text has been decoded before, so it is right TOML.
+func keyLines(text []byte) map[string]int {
+	lines := map[string]int{}
+	var parser unstable.Parser
+	parser.Reset(text)
+	prefix := ""
+	for parser.NextExpression() {
+		node := parser.Expression()
+		key, line := keyOf(&parser, node)
+		switch node.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			prefix = key + "."
+		case unstable.KeyValue:
+			lines[prefix+key] = line
+		}
+	}
+	return lines
+}
+
+func keyOf(parser *unstable.Parser, node *unstable.Node) (string, int) {
+	var parts []string
+	line := 0
+	for it := node.Key(); it.Next(); {
+		if line == 0 {
+			line = parser.Shape(it.Node().Raw).Start.Line
+		}
+		parts = append(parts, string(it.Node().Data))
+	}
+	return strings.Join(parts, "."), line
+}

@@ -1,0 +1,141 @@
+// Package config reads the daemon's configuration file. The embedded default.toml is the one place in which keys are
+// documented and defaults stand: Default decodes it, and `criserver config default` prints it.
+package config
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DefaultPath is the file that is read when none is named; it may be missing.
+const DefaultPath = "/etc/criserver/config.toml"
+
+//go:embed default.toml
+var defaultText []byte
+
+// DefaultText is the documented default configuration, as TOML.
+func DefaultText() []byte { return bytes.Clone(defaultText) }
+
+// Config is the daemon's configuration. default.toml documents every key.
+type Config struct {
+	Root        string `toml:"root"`
+	State       string `toml:"state"`
+	Listen      string `toml:"listen"`
+	SocketGroup string `toml:"socket_group"`
+
+	Log      Log      `toml:"log"`
+	Shim     Shim     `toml:"shim"`
+	Workload Workload `toml:"workload"`
+	Image    Image    `toml:"image"`
+	Network  Network  `toml:"network"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// Shim names the programs that run workloads. Empty means beside the daemon's own program.
+type Shim struct {
+	Keeper string `toml:"keeper"`
+	Shim   string `toml:"shim"`
+}
+
+// Workload is what all containers have in common.
+type Workload struct {
+	CgroupParent string `toml:"cgroup_parent"`
+	CgroupDriver string `toml:"cgroup_driver"`
+	UnsetSeccomp string `toml:"unset_seccomp"`
+}
+
+// Image configures the image store.
+type Image struct {
+	HostsDir          string   `toml:"hosts_dir"`
+	PlainHTTP         []string `toml:"plain_http"`
+	NoProgressTimeout Duration `toml:"no_progress_timeout"`
+	ParallelLayers    int      `toml:"parallel_layers"`
+}
+
+// Network configures how pods are attached.
+type Network struct {
+	Mode      string   `toml:"mode"`
+	NetnsDir  string   `toml:"netns_dir"`
+	NetnsPool int      `toml:"netns_pool"`
+	PodCIDRs  []string `toml:"pod_cidrs"`
+	Bridge    string   `toml:"bridge"`
+	MTU       int      `toml:"mtu"`
+	ConfDir   string   `toml:"conf_dir"`
+	BinDirs   []string `toml:"bin_dirs"`
+}
+
+// Duration is a time.Duration that is written as text ("1m30s").
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"90s\"", text)
+	}
+	if v < 0 {
+		return fmt.Errorf("%q is negative", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default is the configuration without any file.
+func Default() Config {
+	var c Config
+	if err := decode(defaultText, &c); err != nil {
+		panic("the embedded default configuration is wrong: " + err.Error()) // a test decodes it
+	}
+	return c
+}
+
+// Load reads a file over the defaults and checks it. With path "" it reads DefaultPath, which may be missing. Errors
+// name the file and the line, all of them at once.
+func Load(path string) (Config, error) {
+	optional := path == ""
+	if optional {
+		path = DefaultPath
+	}
+	text, err := os.ReadFile(path)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	return Parse(path, text)
+}
+
+// Parse decodes text, the content of the file called name, over the defaults and checks it.
+func Parse(name string, text []byte) (Config, error) {
+	c := Default()
+	if err := decode(text, &c); err != nil {
+		return Config{}, located(name, err)
+	}
+	if problems := c.problems(); len(problems) > 0 {
+		return Config{}, placed(name, text, problems)
+	}
+	return c, nil
+}
+
+func decode(text []byte, c *Config) error {
+	return toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(c)
+}
+
+// Check says what is wrong with the values, for a configuration that was changed by flags.
+func (c *Config) Check() error { return placed("", nil, c.problems()) }

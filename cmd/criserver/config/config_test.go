@@ -1,0 +1,134 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultNamesEveryKey(t *testing.T) {
+	lines := keyLines(defaultText)
+	var walk func(prefix string, typ reflect.Type)
+	walk = func(prefix string, typ reflect.Type) {
+		for i := range typ.NumField() {
+			field := typ.Field(i)
+			key := prefix + field.Tag.Get("toml")
+			if field.Type.Kind() == reflect.Struct {
+				walk(key+".", field.Type)
+			} else if lines[key] == 0 {
+				t.Errorf("default.toml does not document %s", key)
+			}
+		}
+	}
+	walk("", reflect.TypeFor[Config]())
+}
+
+func TestDefaultIsRight(t *testing.T) {
+	c := Default()
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.SocketPath(); got != "/run/criserver/criserver.sock" {
+		t.Errorf("socket path %q", got)
+	}
+	if got := time.Duration(c.Image.NoProgressTimeout); got != time.Minute {
+		t.Errorf("no_progress_timeout %v", got)
+	}
+	parsed, err := Parse("default.toml", DefaultText())
+	if err != nil || !reflect.DeepEqual(parsed, c) {
+		t.Errorf("parsing the default text gives %+v, %v", parsed, err)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for name, tt := range map[string]struct {
+		text  string
+		want  []string // substrings of the error; none: no error
+		check func(Config) bool
+	}{
+		"empty": {},
+		"overrides": {
+			text: "root = '/srv/cri'\n[network]\nmode = 'cni'\nbin_dirs = ['/a', '/b']\n",
+			check: func(c Config) bool {
+				return c.Root == "/srv/cri" && len(c.Network.BinDirs) == 2 && c.State == "/run/criserver"
+			},
+		},
+		"unknown key":           {text: "root = '/a'\nrooot = '/b'\n", want: []string{"f.toml:2:1: rooot: unknown key"}},
+		"unknown key in table":  {text: "[network]\n\nmodus = 'cni'\n", want: []string{"f.toml:3:1: network.modus: unknown key"}},
+		"unknown table":         {text: "[networks]\nmode = 'cni'\n", want: []string{"f.toml:1:", "networks", "unknown key"}},
+		"two unknown keys":      {text: "a = 1\nb = 2\n", want: []string{"f.toml:1:1: a", "f.toml:2:1: b"}},
+		"syntax":                {text: "root = \n", want: []string{"f.toml:1:"}},
+		"wrong type":            {text: "[image]\nparallel_layers = 'six'\n", want: []string{"f.toml:2:"}},
+		"bad duration":          {text: "[image]\nno_progress_timeout = 'soon'\n", want: []string{"f.toml:2:", "not a duration"}},
+		"negative duration":     {text: "[image]\nno_progress_timeout = '-1s'\n", want: []string{"f.toml:2:", "negative"}},
+		"relative root":         {text: "\nroot = 'var'\n", want: []string{`f.toml:2: root: "var" is not an absolute path`}},
+		"mode":                  {text: "[network]\nmode = 'bridge'\n", want: []string{"f.toml:2: network.mode", "builtin, cni"}},
+		"dotted key":            {text: "network.mode = 'bridge'\n", want: []string{"f.toml:1: network.mode"}},
+		"all problems at once":  {text: "root = 'a'\nstate = 'b'\n", want: []string{"f.toml:1: root", "f.toml:2: state"}},
+		"tcp":                   {text: "listen = 'tcp://127.0.0.1:1'\n", want: []string{"f.toml:1: listen", "unix://"}},
+		"unix url":              {text: "listen = 'unix:///run/x.sock'\n", check: func(c Config) bool { return c.SocketPath() == "/run/x.sock" }},
+		"long socket by state":  {text: "state = '/" + strings.Repeat("s", 120) + "'\n", want: []string{"f.toml: listen", "at most 107"}},
+		"host bits":             {text: "[network]\npod_cidrs = ['10.88.0.1/16']\n", want: []string{"f.toml:2: network.pod_cidrs", "10.88.0.0/16"}},
+		"two of a family":       {text: "[network]\npod_cidrs = ['10.0.0.0/16', '10.1.0.0/16']\n", want: []string{"same family"}},
+		"no range":              {text: "[network]\npod_cidrs = []\n", want: []string{"is empty"}},
+		"not a range":           {text: "[network]\npod_cidrs = ['ten']\n", want: []string{"not an address range"}},
+		"no range with cni":     {text: "[network]\nmode='cni'\npod_cidrs = []\n"},
+		"bridge name":           {text: "[network]\nbridge = 'a-very-long-name'\n", want: []string{"network.bridge", "11 bytes"}},
+		"mtu":                   {text: "[network]\nmtu = 1\n", want: []string{"network.mtu"}},
+		"plain http with path":  {text: "[image]\nplain_http = ['http://a/']\n", want: []string{"image.plain_http"}},
+		"plain http with port":  {text: "[image]\nplain_http = ['registry.local:5000']\n"},
+		"seccomp":               {text: "[workload]\nunset_seccomp = 'localhost'\n", want: []string{"workload.unset_seccomp"}},
+		"layers":                {text: "[image]\nparallel_layers = 0\n", want: []string{"image.parallel_layers"}},
+		"log":                   {text: "[log]\nlevel='loud'\nformat='xml'\n", want: []string{"f.toml:2: log.level", "f.toml:3: log.format"}},
+		"relative shim program": {text: "[shim]\nshim='bin/shim'\n", want: []string{"f.toml:2: shim.shim"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := Parse("f.toml", []byte(tt.text))
+			if len(tt.want) == 0 {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tt.check != nil && !tt.check(c) {
+					t.Fatalf("got %+v", c)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q lacks %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.toml")
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a named file that is missing gives %v", err)
+	}
+	if err := os.WriteFile(path, []byte("state = '/s'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil || c.State != "/s" || c.SocketPath() != "/s/criserver.sock" {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(defaultText)
+	f.Add([]byte("network.mode = 'x'\n[[image]]\na.b.c = 1"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := Parse("f", text)
+		if err == nil && c.Check() != nil {
+			t.Fatalf("parsed, but wrong: %v", c.Check())
+		}
+	})
+}
