@@ -1,0 +1,12 @@
+package registry
+
+// Config says how registries are reached. The zero value reaches every registry by HTTPS and those on loopback by
+// either, without credentials of its own.
+type Config struct {
+	// HostsDirs are directories with <host>/hosts.toml, as containerd reads them; the first that has the host counts.
+	HostsDirs []string
+	// PlainHTTP are the hosts ("name" or "name:port") that are reached by plain HTTP though no hosts.toml says so.
+	PlainHTTP []string
+	// Credentials gives the node's own credential for an endpoint; a credential of the pull wins over it. Nil is none.
+	Credentials func(host string) (Auth, bool)
+}
