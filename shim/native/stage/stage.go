@@ -1,0 +1,170 @@
+// Package stage holds the program that runs plans (stage.c) and starts it.
+package stage
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/plan"
+)
+
+// The descriptors of a stage. What the plan joins or uses besides comes after them.
+const (
+	Report = 4 // eight bytes a message, see Message
+	Start  = 5 // the read end of a pipe
+	Extra  = 6 // the first of Options.Extra
+)
+
+// Stage is the program, in a sealed memfd: a container that opens /proc/PID/exe finds nothing that it could write.
+// It is safe for concurrent use.
+type Stage struct {
+	program *os.File
+	path    string
+}
+
+// Open seals the program.
+func Open() (*Stage, error) {
+	fd, err := unix.MemfdCreate("stage", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // MFD_EXEC is of Linux 6.3
+		fd, err = unix.MemfdCreate("stage", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("memfd for the stage: %w", err)
+	}
+	writable := os.NewFile(uintptr(fd), "stage")
+	defer writable.Close()
+	if _, err := writable.Write(program); err != nil {
+		return nil, fmt.Errorf("memfd for the stage: %w", err)
+	}
+	if _, err := unix.FcntlInt(writable.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
+		return nil, fmt.Errorf("seal the stage: %w", err)
+	}
+	// A descriptor open for writing would make execve fail with ETXTBSY.
+	readable, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil, err
+	}
+	return &Stage{program: readable, path: "/proc/self/fd/" + strconv.Itoa(int(readable.Fd()))}, nil
+}
+
+// Close lets go of the program. Stages that run are not affected.
+func (s *Stage) Close() error { return s.program.Close() }
+
+// Options say how a stage is started.
+type Options struct {
+	Stdio      [3]*os.File // not nil
+	Extra      []*os.File  // descriptors Extra, Extra+1 ... of the plan
+	Cloneflags uintptr     // namespaces to start in; CLONE_NEWUSER is not for here
+	CgroupFD   int         // start in this cgroup v2 directory (CLONE_INTO_CGROUP); below 0: in the caller's
+}
+
+// Run is a stage that was started. Its methods are for one goroutine at a time.
+type Run struct {
+	Pid    int
+	Pidfd  *os.File
+	plan   *plan.Plan
+	report *os.File
+	start  *os.File
+}
+
+// Start starts a stage with a plan. The plan must not be changed after.
+func (s *Stage) Start(p *plan.Plan, o Options) (*Run, error) {
+	code, err := p.Encode()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // MFD_NOEXEC_SEAL is of Linux 6.3
+		fd, err = unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("memfd for the plan: %w", err)
+	}
+	defer unix.Close(fd)
+	if n, err := unix.Pwrite(fd, code, 0); err != nil || n != len(code) {
+		return nil, fmt.Errorf("write the plan: %d of %d bytes: %w", n, len(code), err)
+	}
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer reportW.Close()
+	startR, startW, err := os.Pipe()
+	if err != nil {
+		reportR.Close()
+		return nil, err
+	}
+	defer startR.Close()
+	run := &Run{plan: p, report: reportR, start: startW}
+	if err := run.exec(s.path, o, fd, reportW, startR); err != nil {
+		run.Close()
+		return nil, err
+	}
+	return run, nil
+}
+
+func (r *Run) exec(path string, o Options, code int, report, start *os.File) error {
+	files := []uintptr{o.Stdio[0].Fd(), o.Stdio[1].Fd(), o.Stdio[2].Fd(), uintptr(code), report.Fd(), start.Fd()}
+	for _, f := range o.Extra {
+		files = append(files, f.Fd())
+	}
+	pidfd := -1
+	sys := &syscall.SysProcAttr{Cloneflags: o.Cloneflags, PidFD: &pidfd}
+	if o.CgroupFD >= 0 {
+		sys.UseCgroupFD, sys.CgroupFD = true, o.CgroupFD
+	}
+	pid, _, err := syscall.StartProcess(path, []string{"criserver-stage"}, &syscall.ProcAttr{Files: files, Env: []string{}, Sys: sys})
+	if err != nil {
+		return fmt.Errorf("start the stage: %w", err)
+	}
+	r.Pid, r.Pidfd = pid, os.NewFile(uintptr(pidfd), "pidfd")
+	return nil
+}
+
+// Message reads one message that the plan wrote to Report. io.EOF means that the stage became another program, or ended;
+// a *plan.Error is the call that failed.
+func (r *Run) Message() (uint32, error) {
+	var b [8]byte
+	if _, err := io.ReadFull(r.report, b[:]); err != nil {
+		return 0, err
+	}
+	value := binary.LittleEndian.Uint32(b[:])
+	if errno := binary.LittleEndian.Uint32(b[4:]); errno != 0 {
+		return 0, r.plan.Error(int(value), unix.Errno(errno))
+	}
+	return value, nil
+}
+
+// Go writes the byte that a plan waits for.
+func (r *Run) Go() error {
+	_, err := r.start.Write([]byte{1})
+	return err
+}
+
+// Interrupt makes a Message that waits return an error. It may be called from another goroutine.
+func (r *Run) Interrupt() { _ = r.report.Close() }
+
+// Close closes the pipes, not Pidfd. A stage that waits to be let go ends.
+func (r *Run) Close() {
+	_ = r.report.Close()
+	_ = r.start.Close()
+}
+
+// Kill kills the process and reaps it.
+func Kill(pidfd *os.File) {
+	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+	Reap(pidfd)
+}
+
+// Reap waits for the end of a child of ours.
+func Reap(pidfd *os.File) {
+	for unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil) == unix.EINTR {
+	}
+}
