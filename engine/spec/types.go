@@ -108,6 +108,13 @@ type Device struct {
 	Permissions   string `json:"permissions"`
 }
 
+// Rlimit is a limit of the process, by its name in setrlimit(2) ("RLIMIT_NOFILE").
+type Rlimit struct {
+	Type string `json:"type"`
+	Soft uint64 `json:"soft"`
+	Hard uint64 `json:"hard"`
+}
+
 // Pod is what a client asked for, as the engine keeps it. It never changes after RunPod.
 type Pod struct {
 	ID        string `json:"id"`
@@ -156,6 +163,7 @@ type Container struct {
 	StdinOnce   bool              `json:"stdinOnce,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
 	Resources   Resources         `json:"resources"`
+	Rlimits     []Rlimit          `json:"rlimits,omitempty"`
 	Security    Security          `json:"security"`
 	// StopSignal is a number as text or a name ("SIGTERM"); "" is the image's, then SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
