@@ -145,9 +145,11 @@ type Container struct {
 	Name    string `json:"name"`
 	Attempt uint32 `json:"attempt,omitempty"`
 
-	Image    string `json:"image"`              // as the client wrote it
-	ImageID  string `json:"imageID"`            // filled by the engine
-	ImageRef string `json:"imageRef,omitempty"` // a reference by digest, filled by the engine
+	Image string `json:"image"` // as the client wrote it
+	// UserImage is the name that the user gave the image when Image is an ID; it is only shown.
+	UserImage string `json:"userImage,omitempty"`
+	ImageID   string `json:"imageID"`            // filled by the engine
+	ImageRef  string `json:"imageRef,omitempty"` // a reference by digest, filled by the engine
 
 	Command    []string          `json:"command,omitempty"` // replaces the image's entrypoint and cmd
 	Args       []string          `json:"args,omitempty"`    // replaces the image's cmd
