@@ -115,32 +115,39 @@ func (h *hierarchy) name() string {
 	return strings.Join(h.controllers, ",")
 }
 
-// open opens a file or directory beneath the hierarchy's root; links and mounts on the way are refused.
-func (h *hierarchy) open(rel string, flags uint64) (*os.File, error) {
-	fd, err := unix.Openat2(h.root, rel, &unix.OpenHow{
+// open opens a file or directory beneath the hierarchy's root; links and mounts on the way are refused. The caller closes
+// the descriptor, which is a bare one because an os.File costs more than the call that it is for.
+func (h *hierarchy) open(rel string, flags uint64) (int, error) {
+	how := &unix.OpenHow{
 		Flags:   flags | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: h.path(rel), Err: err}
 	}
-	return os.NewFile(uintptr(fd), h.path(rel)), nil
+	for {
+		fd, err := unix.Openat2(h.root, rel, how)
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR, unix.EAGAIN: // EAGAIN: a rename beside the walk
+			continue
+		}
+		return -1, &os.PathError{Op: "open", Path: h.path(rel), Err: err}
+	}
 }
 
 // read returns a file's content without surrounding space. Cgroup files have no size, so it reads until the end.
 func (h *hierarchy) read(rel string) (string, error) {
-	f, err := h.open(rel, unix.O_RDONLY)
+	fd, err := h.open(rel, unix.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	buffer := make([]byte, 4096)
+	defer unix.Close(fd)
+	buffer := make([]byte, 1024)
 	n := 0
 	for {
 		if n == len(buffer) {
 			buffer = append(buffer, make([]byte, len(buffer))...)
 		}
-		m, err := unix.Read(int(f.Fd()), buffer[n:])
+		m, err := unix.Read(fd, buffer[n:])
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -153,21 +160,21 @@ func (h *hierarchy) read(rel string) (string, error) {
 	}
 }
 
-// write writes data by one call, as cgroup files want it.
-func (h *hierarchy) write(rel, data string) error {
-	f, err := h.open(rel, unix.O_WRONLY)
+// write writes each of the lines by one call, as cgroup files want it.
+func (h *hierarchy) write(rel string, lines ...string) error {
+	fd, err := h.open(rel, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	for {
-		_, err = unix.Write(int(f.Fd()), []byte(data))
-		if err != unix.EINTR {
-			break
+	defer unix.Close(fd)
+	for _, line := range lines {
+		err := ignoreEINTR(func() error {
+			_, err := unix.Write(fd, []byte(line))
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("write %q to %s: %w", line, h.path(rel), err)
 		}
-	}
-	if err != nil {
-		return fmt.Errorf("write %q to %s: %w", data, h.path(rel), err)
 	}
 	return nil
 }
@@ -208,18 +215,19 @@ func (h *hierarchy) exists(rel string) bool {
 // children lists the cgroups directly below rel. A directory of cgroupfs has 2 links and one more for each child, so
 // that the common case, no child, costs no listing.
 func (h *hierarchy) children(rel string) ([]string, error) {
-	d, err := h.open(rel, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+	if err := unix.Fstatat(h.root, rel, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: h.path(rel), Err: err}
 	}
 	if st.Nlink == 2 {
 		return nil, nil
 	}
+	fd, err := h.open(rel, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	d := os.NewFile(uintptr(fd), h.path(rel))
+	defer d.Close()
 	entries, err := d.ReadDir(-1)
 	if err != nil {
 		return nil, err
