@@ -1,0 +1,123 @@
+package cri
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/image"
+)
+
+// imageName checks the image of a request.
+func imageName(r *runtime.ImageSpec) (string, error) {
+	if r.GetImage() == "" {
+		return "", required("image.image")
+	}
+	if handler := r.GetRuntimeHandler(); handler != "" && handler != nativeHandler {
+		return "", invalid("image.runtime_handler", "%q is unknown; this node has %q", handler, nativeHandler)
+	}
+	return r.GetImage(), text("image.image", r.GetImage())
+}
+
+// PullImage implements ImageService.
+func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
+	name, err := imageName(r.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.images.Pull(ctx, name, image.PullOptions{Auth: authOf(r.GetAuth())})
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.PullImageResponse{ImageRef: id}, nil
+}
+
+func authOf(a *runtime.AuthConfig) image.Auth {
+	return image.Auth{
+		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
+		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+	}
+}
+
+// ListImages implements ImageService.
+func (s *imageService) ListImages(ctx context.Context, r *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+	response := &runtime.ListImagesResponse{}
+	if name := r.GetFilter().GetImage().GetImage(); name != "" {
+		found, err := s.images.Status(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return response, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		response.Images = []*runtime.Image{criImage(found)}
+		return response, nil
+	}
+	all, err := s.images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range all {
+		response.Images = append(response.Images, criImage(one))
+	}
+	return response, nil
+}
+
+// ImageStatus implements ImageService. An image that is not here is an answer without one, not an error.
+func (s *imageService) ImageStatus(ctx context.Context, r *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
+	name, err := imageName(r.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.images.Status(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return &runtime.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	response := &runtime.ImageStatusResponse{Image: criImage(found)}
+	if r.GetVerbose() {
+		response.Info, err = infoOf(map[string]any{
+			"config": found.Config, "platform": found.Platform, "created": found.Created, "layers": found.LayerIDs,
+		})
+	}
+	return response, err
+}
+
+// RemoveImage implements ImageService.
+func (s *imageService) RemoveImage(ctx context.Context, r *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
+	name, err := imageName(r.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.RemoveImageResponse{}, s.images.Remove(ctx, name)
+}
+
+// ImageFsInfo implements ImageService.
+func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
+	info, err := s.images.FsInfo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{{
+		Timestamp:  info.When.UnixNano(),
+		FsId:       &runtime.FilesystemIdentifier{Mountpoint: info.MountPoint},
+		UsedBytes:  &runtime.UInt64Value{Value: info.Bytes},
+		InodesUsed: &runtime.UInt64Value{Value: info.Inodes},
+	}}}, nil
+}
+
+func criImage(i image.Image) *runtime.Image {
+	one := &runtime.Image{
+		Id: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests,
+		// CRI wants more than 0, and an image may have no layer and a negligible configuration.
+		Size:     uint64(max(i.Size, 1)),
+		Username: i.Username, Pinned: i.Pinned,
+	}
+	if i.UID != nil {
+		one.Uid = &runtime.Int64Value{Value: *i.UID}
+	}
+	return one
+}

@@ -1,0 +1,104 @@
+package cri
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/engine"
+	"github.com/criserver/criserver/image"
+)
+
+// MaxMessage is the largest message in bytes that is taken or sent: what kubelet and crictl take.
+const MaxMessage = 16 << 20
+
+// Config is what a Server is made of.
+type Config struct {
+	Engine *engine.Engine
+	Images *image.Store
+	// Version of this program, semantic.
+	Version string
+	// Info is shown by a verbose Status, each value as JSON.
+	Info map[string]any
+	// Log gets each call at level debug; nil is slog.Default.
+	Log *slog.Logger
+}
+
+// Server answers the RuntimeService and the ImageService. Its methods may be called concurrently.
+type Server struct {
+	runtimeService
+	imageService
+	log *slog.Logger
+}
+
+// runtimeService and imageService are apart because both embed a server that answers Unimplemented.
+type runtimeService struct {
+	runtime.UnimplementedRuntimeServiceServer
+	engine  *engine.Engine
+	version string
+	info    map[string]any
+}
+
+type imageService struct {
+	runtime.UnimplementedImageServiceServer
+	images *image.Store
+}
+
+// New makes a server; it starts nothing.
+func New(c Config) *Server {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return &Server{
+		runtimeService: runtimeService{engine: c.Engine, version: c.Version, info: c.Info},
+		imageService:   imageService{images: c.Images},
+		log:            c.Log,
+	}
+}
+
+// Options are those that a gRPC server of s needs: message sizes, and the one place where errors get their codes.
+func (s *Server) Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.UnaryInterceptor(s.intercept),
+	}
+}
+
+// Register adds both services to a server that was made with Options.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	runtime.RegisterRuntimeServiceServer(r, &s.runtimeService)
+	runtime.RegisterImageServiceServer(r, &s.imageService)
+}
+
+func (s *Server) intercept(ctx context.Context, request any, call *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	answer, err := handler(ctx, request)
+	err = statusOf(err)
+	s.logCall(ctx, call.FullMethod, time.Since(start), err)
+	return answer, err
+}
+
+// logCall never logs a request: it may hold credentials.
+func (s *Server) logCall(ctx context.Context, method string, took time.Duration, err error) {
+	level := slog.LevelDebug
+	switch status.Code(err) {
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		level = slog.LevelError
+	case codes.Unavailable, codes.FailedPrecondition, codes.InvalidArgument:
+		level = slog.LevelWarn
+	}
+	if !s.log.Enabled(ctx, level) {
+		return
+	}
+	attributes := []any{"method", method, "took", took}
+	if err != nil {
+		attributes = append(attributes, "code", status.Code(err).String(), "error", status.Convert(err).Message())
+	}
+	s.log.Log(ctx, level, "cri call", attributes...)
+}

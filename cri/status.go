@@ -1,0 +1,73 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	runtimeName = "criserver"
+	apiVersion  = "v1"
+	// kubeletVersion is what every client has expected in VersionResponse.version since CRI began.
+	kubeletVersion = "0.1.0"
+)
+
+// Version implements RuntimeService.
+func (s *runtimeService) Version(context.Context, *runtime.VersionRequest) (*runtime.VersionResponse, error) {
+	return &runtime.VersionResponse{
+		Version: kubeletVersion, RuntimeName: runtimeName, RuntimeVersion: s.version, RuntimeApiVersion: apiVersion,
+	}, nil
+}
+
+// Status implements RuntimeService.
+func (s *runtimeService) Status(ctx context.Context, r *runtime.StatusRequest) (*runtime.StatusResponse, error) {
+	shim, network := s.engine.Ready(ctx)
+	response := &runtime.StatusResponse{
+		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{
+			condition(runtime.RuntimeReady, "ShimNotReady", shim),
+			condition(runtime.NetworkReady, "NetworkNotReady", network),
+		}},
+		RuntimeHandlers: []*runtime.RuntimeHandler{handler(""), handler(nativeHandler)},
+		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+	}
+	if !r.GetVerbose() {
+		return response, nil
+	}
+	info, err := infoOf(s.info)
+	response.Info = info
+	return response, err
+}
+
+func condition(kind, reason string, err error) *runtime.RuntimeCondition {
+	if err == nil {
+		return &runtime.RuntimeCondition{Type: kind, Status: true}
+	}
+	return &runtime.RuntimeCondition{Type: kind, Reason: reason, Message: err.Error()}
+}
+
+func handler(name string) *runtime.RuntimeHandler {
+	return &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}
+}
+
+// infoOf encodes what a verbose answer carries besides its fields.
+func infoOf(values map[string]any) (map[string]string, error) {
+	info := make(map[string]string, len(values))
+	for key, value := range values {
+		data, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", key, err)
+		}
+		info[key] = string(data)
+	}
+	return info, nil
+}
+
+// RuntimeConfig implements RuntimeService.
+func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
+	return &runtime.RuntimeConfigResponse{
+		Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: runtime.CgroupDriver_CGROUPFS},
+	}, nil
+}
