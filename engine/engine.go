@@ -2,9 +2,20 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/criserver/criserver/engine/spec"
 )
@@ -13,84 +24,212 @@ import (
 // that change something go on when their context ends; a repeated call joins the one in flight and gets its result.
 //
 // Errors are of errdefs kinds: ErrInvalidArgument names the field, ErrNotFound the id, ErrFailedPrecondition the state
-// and what to do first, ErrUnavailable a shim that did not come back in time.
-type Engine struct{}
+// and what to do first, ErrAlreadyExists what has the name, ErrUnavailable a shim that did not come back in time.
+type Engine struct {
+	cfg   Config
+	log   *slog.Logger
+	store store
+	host  spec.Host
+	ops   *operations
+
+	// ctx is that of operations and loops. Close ends it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	loops  sync.WaitGroup
+	resync chan struct{} // wakes follow to ask the shim for its list
+	// connected says that the shim answered when it was last asked by follow.
+	connected atomic.Bool
+
+	// mu guards what is below and everything reachable from it. It is never held across I/O.
+	mu         sync.RWMutex
+	pods       map[string]*pod
+	containers map[string]*container
+}
+
+// pod is a pod in memory. Its fields are guarded by Engine.mu.
+type pod struct {
+	record podRecord
+}
+
+// container is a container in memory. Its fields are guarded by Engine.mu, but for the channels.
+type container struct {
+	record containerRecord
+	// ended is closed when the container has exited or is gone.
+	ended   chan struct{}
+	isEnded bool
+	// deadline is when a stop in flight kills; zero when none was asked for. shortened is signalled when it changes.
+	deadline  time.Time
+	shortened chan struct{}
+	// released says that the shim has let go of it.
+	released bool
+	// process is that of config.json, read when first needed by Exec, and not changed.
+	process *specs.Process
+}
+
+func newContainer(r containerRecord) *container {
+	c := &container{record: r, ended: make(chan struct{}), shortened: make(chan struct{}, 1)}
+	if r.State == exited {
+		c.end()
+	}
+	return c
+}
+
+// end says that the container has exited or is gone. Engine.mu is held, or nobody else knows the container.
+func (c *container) end() {
+	if !c.isEnded {
+		c.isEnded = true
+		close(c.ended)
+	}
+}
+
+const (
+	idLength = 64
+	// closeWait is how long Close lets operations in flight end by themselves.
+	closeWait = 10 * time.Second
+	// undoWait bounds a rollback, which goes on when the operation's context has ended.
+	undoWait = 30 * time.Second
+)
+
+func newID() string {
+	var b [idLength / 2]byte
+	_, _ = rand.Read(b[:]) // it never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
 
 // Open reads the records below cfg.StateDir, matches them with what the shim runs, tears down what is left of another
-// boot or half made, and follows what happens from then on.
-func Open(ctx context.Context, cfg Config) (*Engine, error) { return nil, errdefs.ErrNotImplemented }
-
-// Close stops following and waits for operations in flight. Workloads run on.
-func (e *Engine) Close() error { return errdefs.ErrNotImplemented }
-
-// RunPod makes a pod ready and answers its id. ID of p is chosen by the engine. A pod with the same name, namespace, uid
-// and attempt that is being made or is ready with the same configuration is answered as it is.
-func (e *Engine) RunPod(ctx context.Context, p spec.Pod) (string, error) {
-	return "", errdefs.ErrNotImplemented
+// boot or half made, and follows what happens from then on. A shim that cannot be reached is waited for, and then
+// followed when it comes.
+func Open(ctx context.Context, cfg Config) (*Engine, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Log, store: store{pods: filepath.Join(cfg.StateDir, "pods")}, ops: newOperations(),
+		resync: make(chan struct{}, 1), pods: map[string]*pod{}, containers: map[string]*container{},
+	}
+	for _, dir := range []string{cfg.StateDir, e.store.pods} {
+		// Containers' files are reached through here by the processes' own users.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	var err error
+	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {
+		return nil, err
+	}
+	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := e.restore(ctx); err != nil {
+		_ = e.Close()
+		return nil, err
+	}
+	e.loops.Go(e.follow)
+	e.loops.Go(e.tidy)
+	if err := e.sweep(ctx); err != nil {
+		_ = e.Close()
+		return nil, err
+	}
+	return e, nil
 }
 
-// StopPod kills the containers of a pod and lets go of its network and namespaces. An unknown pod is no error.
-func (e *Engine) StopPod(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
-
-// RemovePod stops a pod and removes it with its containers. An unknown pod is no error.
-func (e *Engine) RemovePod(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
-
-// Pod answers the status of one pod.
-func (e *Engine) Pod(id string) (PodStatus, error) { return PodStatus{}, errdefs.ErrNotImplemented }
-
-// Pods lists the pods that the filter selects, oldest first.
-func (e *Engine) Pods(f PodFilter) []PodStatus { return nil }
-
-// CreateContainer makes a container in the pod c.PodID and answers its id. ID, ImageID and ImageRef of c are filled by
-// the engine. A container of the pod with the same name, attempt and configuration that was not started is answered as it is.
-func (e *Engine) CreateContainer(ctx context.Context, c spec.Container) (string, error) {
-	return "", errdefs.ErrNotImplemented
+func (c *Config) complete() error {
+	switch {
+	case !filepath.IsAbs(c.StateDir) || !filepath.IsAbs(c.RootDir):
+		return fmt.Errorf("state directory %q and root directory %q: must be absolute: %w", c.StateDir, c.RootDir, errdefs.ErrInvalidArgument)
+	case c.Rootfs == nil || c.Network == nil || c.Shims == nil:
+		return fmt.Errorf("an engine needs a rootfs, a network and shims: %w", errdefs.ErrInvalidArgument)
+	}
+	if c.UnsetSeccomp == "" {
+		c.UnsetSeccomp = spec.Unconfined
+	}
+	if c.UnsetSeccomp != spec.Unconfined && c.UnsetSeccomp != spec.RuntimeDefault {
+		return fmt.Errorf("seccomp profile for containers that name none is %q: must be %s or %s: %w",
+			c.UnsetSeccomp, spec.Unconfined, spec.RuntimeDefault, errdefs.ErrInvalidArgument)
+	}
+	if c.CgroupParent == "" {
+		c.CgroupParent = "/criserver"
+	}
+	if c.DefaultSysctls == nil {
+		c.DefaultSysctls = DefaultSysctls
+	}
+	if c.ShimWait == 0 {
+		c.ShimWait = 5 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return nil
 }
 
-// StartContainer starts a created container. One that runs is no error.
-func (e *Engine) StartContainer(ctx context.Context, id string) error {
-	return errdefs.ErrNotImplemented
+// Close stops following and waits for operations in flight, for 10 s at most before they are told to end. Workloads run on.
+func (e *Engine) Close() error {
+	e.ops.close()
+	done := make(chan struct{})
+	go func() {
+		e.ops.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeWait):
+		e.log.Warn("operations in flight are told to end, since they did not within the time to close", "wait", closeWait)
+	}
+	e.cancel()
+	<-done
+	e.loops.Wait()
+	return nil
 }
-
-// StopContainer sends the stop signal, waits grace, kills, and returns when the container has exited. A grace of 0 or less
-// kills at once. A shorter grace than that of a stop in flight shortens it. An unknown container, or one that does not run, is no error.
-func (e *Engine) StopContainer(ctx context.Context, id string, grace time.Duration) error {
-	return errdefs.ErrNotImplemented
-}
-
-// RemoveContainer kills a container if it runs and removes it. An unknown container is no error.
-func (e *Engine) RemoveContainer(ctx context.Context, id string) error {
-	return errdefs.ErrNotImplemented
-}
-
-// Container answers the status of one container.
-func (e *Engine) Container(id string) (ContainerStatus, error) {
-	return ContainerStatus{}, errdefs.ErrNotImplemented
-}
-
-// Containers lists the containers that the filter selects, oldest first.
-func (e *Engine) Containers(f ContainerFilter) []ContainerStatus { return nil }
-
-// UpdateContainer changes the limits of a created or running container. Zero fields stay as they are.
-func (e *Engine) UpdateContainer(ctx context.Context, id string, r spec.Resources) error {
-	return errdefs.ErrNotImplemented
-}
-
-// Exec runs argv in a running container to its end; the process dies with ctx. When timeout (0: none) passes it is
-// killed and the error is context.DeadlineExceeded.
-func (e *Engine) Exec(ctx context.Context, id string, argv []string, timeout time.Duration) (ExecResult, error) {
-	return ExecResult{}, errdefs.ErrNotImplemented
-}
-
-// ReopenLog opens the log of a running container again, after rotation.
-func (e *Engine) ReopenLog(ctx context.Context, id string) error { return errdefs.ErrNotImplemented }
 
 // Ready says what keeps the engine from running pods: shim is the error of the shim, network that of the network; nil when ready.
 func (e *Engine) Ready(ctx context.Context) (shim, network error) {
-	return errdefs.ErrNotImplemented, errdefs.ErrNotImplemented
+	_, shim = e.cfg.Shims.Info(ctx)
+	return shim, e.cfg.Network.Ready(ctx)
 }
 
-// Drain stops every container with the grace, then every pod.
+// Drain stops every container with the grace, then every pod. It goes on past errors.
 func (e *Engine) Drain(ctx context.Context, grace time.Duration) error {
-	return errdefs.ErrNotImplemented
+	var g errgroup.Group
+	g.SetLimit(16)
+	var mu sync.Mutex
+	var failed []error
+	for _, p := range e.Pods(PodFilter{State: PodReady}) {
+		g.Go(func() error {
+			err := e.drainPod(ctx, p.Pod.ID, grace)
+			mu.Lock()
+			defer mu.Unlock()
+			failed = append(failed, err)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return errors.Join(failed...)
+}
+
+func (e *Engine) drainPod(ctx context.Context, id string, grace time.Duration) error {
+	var g errgroup.Group
+	for _, c := range e.Containers(ContainerFilter{PodID: id, State: ContainerRunning}) {
+		g.Go(func() error { return e.StopContainer(ctx, c.Container.ID, grace) })
+	}
+	return errors.Join(g.Wait(), e.StopPod(ctx, id))
+}
+
+// shim calls fn until it answers something else than that the shim cannot be reached, for cfg.ShimWait at most: a dead
+// shim is started again. What fn asks for must be repeatable.
+func (e *Engine) shim(ctx context.Context, fn func(context.Context) error) error {
+	giveUp := time.Now().Add(e.cfg.ShimWait)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		err := fn(ctx)
+		if !errdefs.IsUnavailable(err) || ctx.Err() != nil || time.Now().Add(pause).After(giveUp) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// undo is a context for what must be done although ctx may have ended.
+func undo(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoWait)
 }

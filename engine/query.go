@@ -1,0 +1,199 @@
+package engine
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/criserver/criserver/engine/spec"
+)
+
+// Pod answers the status of one pod.
+func (e *Engine) Pod(id string) (PodStatus, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	full, err := find(e.pods, "pod", id)
+	if err != nil {
+		return PodStatus{}, err
+	}
+	return e.pods[full].status(), nil
+}
+
+// Pods lists the pods that the filter selects, oldest first. One that is still being made is not listed.
+func (e *Engine) Pods(f PodFilter) []PodStatus {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var all []PodStatus
+	for id, p := range e.pods {
+		state := p.record.State
+		if state == creating || f.State != "" && f.State != state.pod() || !strings.HasPrefix(id, f.ID) ||
+			!hasLabels(p.record.Pod.Labels, f.Labels) {
+			continue
+		}
+		all = append(all, p.status())
+	}
+	slices.SortFunc(all, func(a, b PodStatus) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return all
+}
+
+// Container answers the status of one container.
+func (e *Engine) Container(id string) (ContainerStatus, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	full, err := find(e.containers, "container", id)
+	if err != nil {
+		return ContainerStatus{}, err
+	}
+	return e.containerStatus(e.containers[full]), nil
+}
+
+// Containers lists the containers that the filter selects, oldest first. One that is still being made is not listed.
+func (e *Engine) Containers(f ContainerFilter) []ContainerStatus {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var all []ContainerStatus
+	for id, c := range e.containers {
+		state := c.record.State
+		if state == creating || f.State != "" && f.State != state.container() || !strings.HasPrefix(id, f.ID) ||
+			!strings.HasPrefix(c.record.Container.PodID, f.PodID) || !hasLabels(c.record.Container.Labels, f.Labels) {
+			continue
+		}
+		all = append(all, e.containerStatus(c))
+	}
+	slices.SortFunc(all, func(a, b ContainerStatus) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return all
+}
+
+func hasLabels(labels, wanted map[string]string) bool {
+	for key, value := range wanted {
+		if have, ok := labels[key]; !ok || have != value {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *pod) status() PodStatus {
+	r := p.record
+	return PodStatus{Pod: r.Pod, State: r.State.pod(), CreatedAt: r.CreatedAt, Network: r.Network, HolderPID: r.HolderPID}
+}
+
+func (e *Engine) containerStatus(c *container) ContainerStatus {
+	r := c.record
+	s := ContainerStatus{
+		Container: r.Container, State: r.State.container(), CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, User: r.User,
+		LogPath: r.LogPath, CgroupsPath: r.CgroupsPath, Dir: e.store.containerDir(r.Container.PodID, r.Container.ID),
+		StopSignal: spec.SignalName(syscall.Signal(r.StopSignal)),
+	}
+	if r.State == running {
+		s.PID = r.PID
+	}
+	if x := r.Exit; x != nil {
+		s.FinishedAt, s.ExitCode, s.Reason, s.Message = x.FinishedAt, x.Code, x.Reason, x.Message
+	}
+	return s
+}
+
+// find resolves an id or a unique beginning of one.
+func find[T any](all map[string]T, what, id string) (string, error) {
+	if id == "" {
+		return "", fmt.Errorf("%s id is empty: %w", what, errdefs.ErrInvalidArgument)
+	}
+	if _, ok := all[id]; ok {
+		return id, nil
+	}
+	var found []string
+	if len(id) < idLength {
+		for full := range maps.Keys(all) {
+			if strings.HasPrefix(full, id) {
+				found = append(found, full)
+			}
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", fmt.Errorf("%s %s: %w", what, id, errdefs.ErrNotFound)
+	}
+	return "", fmt.Errorf("%s id %s is the beginning of %d: give more of it: %w", what, id, len(found), errdefs.ErrInvalidArgument)
+}
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func (e *Engine) resolvePod(id string) (string, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return find(e.pods, "pod", id)
+}
+
+func (e *Engine) resolveContainer(id string) (string, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return find(e.containers, "container", id)
+}
+
+// podRecord answers a copy of a pod's record. What it points to is not changed by anyone.
+func (e *Engine) podRecord(id string) (podRecord, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if p := e.pods[id]; p != nil {
+		return p.record, true
+	}
+	return podRecord{}, false
+}
+
+func (e *Engine) containerRecord(id string) (containerRecord, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if c := e.containers[id]; c != nil {
+		return c.record, true
+	}
+	return containerRecord{}, false
+}
+
+// changePod moves a pod and changes the rest of its record in memory.
+func (e *Engine) changePod(id string, to phase, change func(*podRecord)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.pods[id]
+	if p == nil {
+		return fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
+	}
+	if err := move(&p.record.State, to); err != nil {
+		return fmt.Errorf("pod %s: %w", id, err)
+	}
+	if change != nil {
+		change(&p.record)
+	}
+	return nil
+}
+
+// changeContainer moves a container and changes the rest of its record in memory.
+func (e *Engine) changeContainer(id string, to phase, change func(*containerRecord)) (containerRecord, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil {
+		return containerRecord{}, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	}
+	if err := move(&c.record.State, to); err != nil {
+		return c.record, fmt.Errorf("container %s: %w", id, err)
+	}
+	if change != nil {
+		change(&c.record)
+	}
+	if to == exited {
+		c.end()
+	}
+	return c.record, nil
+}

@@ -1,0 +1,126 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/criserver/criserver/engine/spec"
+	"github.com/criserver/criserver/shim/api"
+)
+
+// StartContainer starts a created container. One that runs is no error; one that has exited is not started again.
+func (e *Engine) StartContainer(ctx context.Context, id string) error {
+	id, err := e.resolveContainer(id)
+	if err != nil {
+		return err
+	}
+	err = e.ops.do(ctx, e.ctx, containerKey(id), "start", func(ctx context.Context) error { return e.startContainer(ctx, id) })
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	return nil
+}
+
+// startContainer is the operation of StartContainer. That the container is created is recorded already, so that a
+// process which the shim has and we have not heard of is known to be its.
+func (e *Engine) startContainer(ctx context.Context, id string) error {
+	record, ok := e.containerRecord(id)
+	switch {
+	case !ok:
+		return errdefs.ErrNotFound
+	case record.State == running:
+		return nil
+	case record.State != created:
+		return fmt.Errorf("it is %s; a container is started once, so create another: %w", record.State, errdefs.ErrFailedPrecondition)
+	}
+	pod, ok := e.podRecord(record.Container.PodID)
+	if !ok || pod.State != ready {
+		return fmt.Errorf("its pod %s is not ready: %w", record.Container.PodID, errdefs.ErrFailedPrecondition)
+	}
+	if record.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(record.LogPath), 0o755); err != nil {
+			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	answer, err := e.startProcess(ctx, &pod, record)
+	switch {
+	case errdefs.IsUnavailable(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		// Whether it runs is not known. It stays created: a repeated start, or the shim's list, will tell.
+		return err
+	case err != nil:
+		return errors.Join(err, e.startFailed(ctx, id, err))
+	}
+	for _, warning := range answer.Warnings {
+		e.log.Warn(warning, "container", id, "name", record.Container.Name)
+	}
+	return e.started(id, answer)
+}
+
+// startProcess has the shim start a container; where the shim has lost the pod's namespaces they are made anew first.
+func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record containerRecord) (*api.StartResponse, error) {
+	r := &api.StartRequest{
+		Id: record.Container.ID, PodId: record.Container.PodID,
+		Dir:           e.store.containerDir(record.Container.PodID, record.Container.ID),
+		Rootfs:        &api.Mount{Type: record.Rootfs.Type, Source: record.Rootfs.Source, Options: record.Rootfs.Options},
+		PodNamespaces: record.PodNamespaces, PidTarget: record.PIDTarget,
+		LogPath: record.LogPath, Stdin: record.Container.Stdin,
+	}
+	if r.LogPath != "" {
+		r.LogFormat = api.LogFormat_LOG_FORMAT_CRI
+	}
+	var answer *api.StartResponse
+	start := func() error {
+		return e.shim(ctx, func(ctx context.Context) (err error) {
+			answer, err = e.cfg.Shims.Start(ctx, r)
+			return err
+		})
+	}
+	err := start()
+	if !errdefs.IsNotFound(err) || len(record.PodNamespaces) == 0 {
+		return answer, err
+	}
+	e.log.Warn("the shim does not know the pod's namespaces: they are made anew", "pod", pod.Pod.ID, "error", err)
+	sysctls, sysctlErr := spec.PodSysctls(&pod.Pod, e.cfg.DefaultSysctls)
+	if sysctlErr != nil {
+		return nil, sysctlErr
+	}
+	if _, err := e.startNamespaces(ctx, &pod.Pod, pod.Network.Netns, sysctls); err != nil {
+		return nil, err
+	}
+	err = start()
+	return answer, err
+}
+
+// started records a process. It may have been seen to exit already.
+func (e *Engine) started(id string, answer *api.StartResponse) error {
+	set := func(r *containerRecord) { r.PID, r.StartedAt = int(answer.Pid), time.Unix(0, answer.StartedAt) }
+	record, err := e.changeContainer(id, running, set)
+	if err != nil && record.State == exited {
+		record, err = e.changeContainer(id, exited, set)
+	}
+	if err != nil {
+		return err
+	}
+	return e.store.saveContainer(record)
+}
+
+// startFailed makes a container that could not be started one that has exited, with the cause as its message.
+func (e *Engine) startFailed(ctx context.Context, id string, cause error) error {
+	ctx, cancel := undo(ctx)
+	defer cancel()
+	record, err := e.changeContainer(id, exited, func(r *containerRecord) {
+		if r.Exit == nil {
+			r.Exit = &exitRecord{Code: StartErrorCode, FinishedAt: time.Now(), Reason: ReasonStartError, Message: cause.Error()}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.store.saveContainer(record), e.releaseProcess(ctx, record))
+}
