@@ -19,6 +19,14 @@ type Request struct {
 	PortMappings []PortMapping     `json:"portMappings,omitempty"`
 	Annotations  map[string]string `json:"annotations,omitempty"`
 	CgroupParent string            `json:"cgroupParent,omitempty"`
+	DNS          *DNS              `json:"dns,omitempty"` // told to plugins that ask for it
+}
+
+// DNS is the content of a pod's resolv.conf.
+type DNS struct {
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Options  []string `json:"options,omitempty"`
 }
 
 // Result says what a pod got.
