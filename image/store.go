@@ -2,80 +2,268 @@ package image
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/criserver/criserver/image/registry"
+	"github.com/criserver/criserver/snapshotter"
 )
 
 // Config says where a Store keeps its data and how it pulls.
 type Config struct {
 	// Root is the directory that outlives a reboot. The caller holds <root>/lock.
 	Root string
-	// State is a directory that need not outlive a reboot, best on tmpfs.
-	State string
 	// Registry says how registries are reached.
 	Registry registry.Config
 	// NoProgress ends a pull that moves no byte for so long; 0 is one minute, negative is never.
 	NoProgress time.Duration
-	// Parallel is how many blobs are fetched and unpacked at once, of all pulls together; 0 is 16.
+	// Parallel is how many layers are fetched and unpacked at once, of all pulls together; 0 is 16.
 	Parallel int
-	// Pinned are names or IDs of images that are reported as pinned.
+	// LayerGrace is how long complete layers of a pull that failed are kept for another try; 0 is the snapshotter's default.
+	LayerGrace time.Duration
+	// Pinned are names or IDs ("sha256:...") of images that are reported as pinned.
 	Pinned []string
 	// Log gets what nobody is there to be told. Nil is slog.Default.
 	Log *slog.Logger
 }
 
+const (
+	defaultNoProgress = time.Minute
+	defaultParallel   = 16
+	lockTimeout       = 5 * time.Second // for the database's file lock
+)
+
 // Store is the image store. Its methods may be called concurrently. Errors are of errdefs kinds.
-type Store struct{}
+type Store struct {
+	config     Config
+	log        *slog.Logger
+	libraryLog *log.Entry
+
+	bolt      *bolt.DB
+	db        *metadata.DB
+	backend   content.Store // below content: files without records
+	content   content.Store
+	images    images.Store
+	leases    leases.Manager
+	snapshots *snapshotter.Snapshotter
+
+	index  *index
+	keeper *keeper
+	pulls  *flights
+	turns  *semaphore.Weighted
+	gc     *collector
+
+	closing sync.Once
+	closed  error
+}
 
 // Open opens or makes the store below c.Root and removes what an earlier run left half-made. Close it when done.
-func Open(ctx context.Context, c Config) (*Store, error) { return nil, errdefs.ErrNotImplemented }
+func Open(ctx context.Context, c Config) (*Store, error) {
+	if c.Root == "" {
+		return nil, fmt.Errorf("image store: no root directory: %w", errdefs.ErrInvalidArgument)
+	}
+	if c.NoProgress == 0 {
+		c.NoProgress = defaultNoProgress
+	}
+	if c.Parallel <= 0 {
+		c.Parallel = defaultParallel
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := &Store{config: c, log: c.Log, libraryLog: libraryLog(c.Log), keeper: newKeeper(), turns: semaphore.NewWeighted(int64(c.Parallel))}
+	ctx = s.storeContext(ctx)
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("image store %s: %w", c.Root, err), s.Close())
+	}
+	return s, nil
+}
 
-// Close cancels the pulls that run, waits for them, and closes the databases.
-func (s *Store) Close() error { return errdefs.ErrNotImplemented }
+func (s *Store) open(ctx context.Context) (err error) {
+	if s.index, err = newIndex(s.config.Pinned); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.config.Root, 0o700); err != nil {
+		return err
+	}
+	if s.backend, err = local.NewLabeledStore(s.path("content"), nil); err != nil {
+		return err
+	}
+	s.bolt, err = bolt.Open(s.path("meta.db"), 0o600, &bolt.Options{Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return fmt.Errorf("open meta.db: %w (does another daemon use this root?)", err)
+	}
+	s.db = metadata.NewDB(s.bolt, s.backend, nil)
+	if err := s.db.Init(ctx); err != nil {
+		return fmt.Errorf("open meta.db: %w", err)
+	}
+	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
+	options := []snapshotter.Option{snapshotter.WithLog(s.log)}
+	if s.config.LayerGrace != 0 {
+		options = append(options, snapshotter.WithLayerGrace(s.config.LayerGrace))
+	}
+	if s.snapshots, err = snapshotter.New(s.path("snapshots"), options...); err != nil {
+		return err
+	}
+	if err := s.endLeases(ctx); err != nil {
+		return err
+	}
+	if err := s.loadIndex(ctx); err != nil {
+		return err
+	}
+	s.pulls = newFlights(ctx)
+	s.gc = newCollector(ctx, s.collect, func(err error) { s.log.Warn("garbage stays", "err", err) })
+	s.gc.kick()
+	return nil
+}
 
-// Pull fetches an image by tag or digest, and answers its ID. A pull of the same name with the same credential and
-// platform that is under way is joined; it goes on as long as one caller waits. When the last has gone nothing half-made
-// is left. The error names the reference, every endpoint tried, and why each failed.
-func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (string, error) {
-	return "", errdefs.ErrNotImplemented
+func (s *Store) path(name string) string { return filepath.Join(s.config.Root, name) }
+
+// endLeases ends the leases of pulls that an earlier run did not end.
+func (s *Store) endLeases(ctx context.Context) error {
+	stale, err := s.leases.List(ctx)
+	if err != nil || len(stale) == 0 {
+		return err
+	}
+	return s.db.Update(func(tx *bolt.Tx) error {
+		for _, lease := range stale {
+			if err := s.leases.Delete(boltutil.WithTransaction(ctx, tx), lease); err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("end lease %s: %w", lease.ID, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Close cancels the pulls that run, waits for them, and closes the databases. Closing twice is no error.
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		if s.pulls != nil {
+			s.pulls.close()
+		}
+		if s.gc != nil {
+			s.gc.close()
+		}
+		if s.snapshots != nil {
+			s.closed = s.snapshots.Close()
+		}
+		if s.bolt != nil {
+			s.closed = errors.Join(s.closed, s.bolt.Close())
+		}
+	})
+	return s.closed
 }
 
 // List gives all images, sorted by ID.
-func (s *Store) List(ctx context.Context) ([]Image, error) { return nil, errdefs.ErrNotImplemented }
+func (s *Store) List(context.Context) ([]Image, error) { return s.index.list(), nil }
 
 // Status resolves an ID, a name, or a unique prefix of an ID. errdefs.ErrNotFound when it is not here.
-func (s *Store) Status(ctx context.Context, ref string) (Image, error) {
-	return Image{}, errdefs.ErrNotImplemented
+func (s *Store) Status(_ context.Context, ref string) (Image, error) {
+	e, err := s.index.find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	return e.Image, nil
 }
 
-// Remove removes the image that ref means (as Status reads it) with all of its names. One that is not here is no error.
-// Layers that containers use stay until those are gone.
-func (s *Store) Remove(ctx context.Context, ref string) error { return errdefs.ErrNotImplemented }
+// Remove removes the image that ref means (as Status reads it) with all of its names, and its blobs and layers as far as
+// nothing else needs them. One that is not here is no error. Layers that containers use stay until those are gone.
+func (s *Store) Remove(ctx context.Context, ref string) error {
+	ctx = s.storeContext(ctx)
+	removed, err := s.removeNames(ctx, ref)
+	if err != nil || !removed {
+		return err
+	}
+	// Whoever removes images to make room looks for it next.
+	if err := s.gc.run(ctx); err != nil {
+		return fmt.Errorf("image %s is removed, some of its files are not: %w", ref, err)
+	}
+	return nil
+}
 
-// FsInfo measures what images take.
+func (s *Store) removeNames(ctx context.Context, ref string) (bool, error) {
+	s.index.changes.Lock()
+	defer s.index.changes.Unlock()
+	e, err := s.index.find(ref)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	names := s.index.names(e.ID)
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		for _, name := range names {
+			if err := s.images.Delete(boltutil.WithTransaction(ctx, tx), name); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	s.forget(s.index.drop(names))
+	return true, nil
+}
+
+// FsInfo measures what images take. It reads records, not directories.
 func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
-	return FsInfo{}, errdefs.ErrNotImplemented
+	ctx = s.storeContext(ctx)
+	info := FsInfo{MountPoint: s.config.Root, When: time.Now()}
+	err := s.content.Walk(ctx, func(blob content.Info) error {
+		info.Bytes += uint64(max(blob.Size, 0))
+		info.Inodes++
+		return nil
+	})
+	if err != nil {
+		return FsInfo{}, fmt.Errorf("size of blobs: %w", err)
+	}
+	var committed []string
+	err = s.snapshots.Walk(ctx, func(_ context.Context, snapshot snapshots.Info) error {
+		if snapshot.Kind == snapshots.KindCommitted {
+			committed = append(committed, snapshot.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return FsInfo{}, fmt.Errorf("size of layers: %w", err)
+	}
+	counted := map[string]bool{} // directories; several snapshots may share one
+	for _, name := range committed {
+		dirs, err := s.snapshots.LayerDirs(ctx, name)
+		if errdefs.IsNotFound(err) || len(dirs) > 0 && counted[dirs[0]] {
+			continue
+		}
+		if err != nil {
+			return FsInfo{}, fmt.Errorf("size of layers: %w", err)
+		}
+		usage, err := s.snapshots.Usage(ctx, name)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return FsInfo{}, fmt.Errorf("size of layers: %w", err)
+		}
+		if len(dirs) > 0 {
+			counted[dirs[0]] = true
+		}
+		info.Bytes += uint64(max(usage.Size, 0))
+		info.Inodes += uint64(max(usage.Inodes, 0))
+	}
+	return info, nil
 }
-
-// ReadFile reads a regular file of the image, at most limit bytes, symbolic links followed beneath the root.
-// fs.ErrNotExist when the image has none. /etc/passwd and /etc/group are kept in memory.
-func (s *Store) ReadFile(ctx context.Context, imageID, path string, limit int64) ([]byte, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Prepare makes the writable layer named key on top of the image and says how to mount it. When it exists, it is
-// answered as it is. It makes no fsync.
-func (s *Store) Prepare(ctx context.Context, key, imageID string) ([]mount.Mount, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Release removes the writable layer. An unknown key is no error.
-func (s *Store) Release(ctx context.Context, key string) error { return errdefs.ErrNotImplemented }
-
-// Keys lists the writable layers that exist.
-func (s *Store) Keys(ctx context.Context) ([]string, error) { return nil, errdefs.ErrNotImplemented }

@@ -1,0 +1,285 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/criserver/criserver/image/layer"
+	"github.com/criserver/criserver/snapshotter"
+)
+
+// chain is the layers of an image under way.
+type chain struct {
+	*found
+	holds []*snapshotter.Layer
+	done  []chan struct{} // closed when the hold is on a committed layer
+}
+
+// fetchLayers gets all layers, at once and in any order, and makes the chain of snapshots.
+func (p *pull) fetchLayers(ctx context.Context, f *found) error {
+	c := &chain{found: f, holds: make([]*snapshotter.Layer, len(f.layers)), done: make([]chan struct{}, len(f.layers))}
+	for i := range c.done {
+		c.done[i] = make(chan struct{})
+	}
+	defer func() {
+		for _, hold := range c.holds {
+			if hold != nil {
+				hold.Release()
+			}
+		}
+	}()
+	group, groupCtx := errgroup.WithContext(ctx)
+	for i := range f.layers {
+		group.Go(func() error {
+			if err := p.fetchLayer(groupCtx, c, i); err != nil {
+				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(f.layers), f.layers[i].Digest, err)
+			}
+			close(c.done[i])
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	links := make([]snapshotter.Link, len(f.layers))
+	for i := range links {
+		links[i] = snapshotter.Link{Name: f.chainIDs[i].String(), Layer: c.holds[i]}
+	}
+	defer p.meter.pause()()
+	return p.s.snapshots.Chain(ctx, "", links)
+}
+
+// fetchLayer ends with a hold on layer i, committed. A layer that is here is not fetched again, even if its blob is not.
+func (p *pull) fetchLayer(ctx context.Context, c *chain, i int) error {
+	resume := p.meter.pause() // another pull may be writing it
+	hold, err := p.s.snapshots.Layer(ctx, snapshotter.LayerID{DiffID: c.diffIDs[i], ChainID: c.chainIDs[i]})
+	resume()
+	if err != nil {
+		return err
+	}
+	c.holds[i] = hold
+	if hold.Committed() {
+		return nil
+	}
+	result, err := p.unpack(ctx, hold, c.layers[i], c.diffIDs[i])
+	if err != nil {
+		return err
+	}
+	if result.NeedsParents() {
+		hold.KeyByChain()
+		if err := p.adopt(ctx, c, i, &result); err != nil {
+			return err
+		}
+	}
+	defer p.meter.pause()()
+	return hold.Commit(ctx, snapshotter.LayerStats{Size: result.Size, Inodes: result.Inodes, RootImplied: result.RootImplied})
+}
+
+// adopt completes layer i by what it needs of the layers below, when those are there.
+func (p *pull) adopt(ctx context.Context, c *chain, i int, result *layer.Result) error {
+	defer p.meter.pause()()
+	var below []string
+	for j := i - 1; j >= 0; j-- {
+		select {
+		case <-c.done[j]:
+			below = append(below, c.holds[j].Path())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return layer.Adopt(ctx, c.holds[i].Dir(), result, below)
+}
+
+// unpack streams a blob into the directory of a layer and, unless it is there, into the content store. Whoever gets here
+// is the writer of the layer and waits for nothing but a turn, the disk and the registry.
+func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.Descriptor, diffID digest.Digest) (layer.Result, error) {
+	resume := p.meter.pause()
+	err := p.s.turns.Acquire(ctx, 1)
+	resume()
+	if err != nil {
+		return layer.Result{}, context.Cause(ctx)
+	}
+	defer p.s.turns.Release(1)
+	source, err := p.source(ctx, d)
+	if err != nil {
+		return layer.Result{}, err
+	}
+	defer source.close(ctx)
+	result, got, err := p.write(ctx, hold, source)
+	// What was sent decides what went wrong: a broken blob breaks the inflating and the tar in many ways.
+	if broken := source.verify(d, err); broken != nil {
+		return result, broken
+	}
+	if err != nil {
+		return result, err
+	}
+	if got != diffID {
+		return result, fmt.Errorf("the unpacked layer is %s, the configuration says %s: %w", got, diffID, errdefs.ErrDataLoss)
+	}
+	defer p.meter.pause()()
+	return result, source.commit(ctx, d)
+}
+
+// write inflates a source into the directory of a layer, and gives the digest of the tar.
+func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Reader) (layer.Result, digest.Digest, error) {
+	inflated, stop, err := inflate(source)
+	if err != nil {
+		return layer.Result{}, "", err
+	}
+	defer stop()
+	digester := digest.SHA256.Digester()
+	result, err := layer.Write(ctx, hold.Dir(), io.TeeReader(inflated, io.MultiWriter(digester.Hash(), &p.meter)), layer.Options{})
+	return result, digester.Digest(), err
+}
+
+// maxWindow is the largest window, and so memory, that a layer in zstd may ask for.
+const maxWindow = 128 << 20
+
+// inflate recognizes the compression by the first bytes, as media types are often wrong. Call stop at the end.
+func inflate(r io.Reader) (io.Reader, func(), error) {
+	buffered := bufio.NewReaderSize(r, 256<<10)
+	magic, err := buffered.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(buffered)
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, func() { _ = z.Close() }, nil
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+		z, err := zstd.NewReader(buffered, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, z.Close, nil
+	}
+	return buffered, func() {}, nil
+}
+
+// source is a blob being read, from the registry (then it goes into the content store, too) or from the content store.
+type source struct {
+	stream   meteredReader
+	tee      io.Reader
+	closer   io.Closer
+	digester digest.Digester
+	writer   content.Writer // nil when the blob is in the content store
+	ref      string         // of the writer
+	store    *Store
+	readErr  error // of the stream: why bytes are missing
+}
+
+// source opens a blob. A stored one that turns out to be broken is discarded by verify.
+func (p *pull) source(ctx context.Context, d ocispec.Descriptor) (*source, error) {
+	src := &source{store: p.s, digester: d.Digest.Algorithm().Digester(), ref: ingestRef(ctx, d)}
+	d = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+	writer, err := content.OpenWriter(ctx, p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
+	if errdefs.IsAlreadyExists(err) {
+		reader, err := p.s.content.ReaderAt(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		src.open(io.NewSectionReader(reader, 0, reader.Size()), reader, d, &p.meter)
+		return src, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	src.writer = writer
+	// A shared content store may have the bytes without our having a record of them: write them again, verified.
+	if err := writer.Truncate(0); err != nil {
+		src.close(ctx)
+		return nil, err
+	}
+	stream, err := p.repo.Fetch(ctx, d)
+	if err != nil {
+		src.close(ctx)
+		return nil, err
+	}
+	src.open(stream, stream, d, &p.meter)
+	return src, nil
+}
+
+func (s *source) open(r io.Reader, closer io.Closer, d ocispec.Descriptor, m *meter) {
+	s.closer = closer
+	s.stream = meteredReader{r: io.LimitReader(r, d.Size+1), meter: m}
+	var sink io.Writer = s.digester.Hash()
+	if s.writer != nil {
+		sink = io.MultiWriter(sink, s.writer)
+	}
+	s.tee = io.TeeReader(&s.stream, sink)
+}
+
+// Read implements io.Reader and remembers the error.
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.tee.Read(p)
+	if err != nil && err != io.EOF {
+		s.readErr = err
+	}
+	return n, err
+}
+
+// verify reads the rest, whatever it is, and compares size and digest. unpacked is what the unpacking ended with.
+func (s *source) verify(d ocispec.Descriptor, unpacked error) error {
+	var errno syscall.Errno
+	if errors.As(unpacked, &errno) && s.readErr == nil {
+		return nil // the disk's fault (or the tar's): the rest would be fetched in vain
+	}
+	if s.readErr == nil {
+		_, _ = io.Copy(io.Discard, s)
+	}
+	if s.readErr != nil {
+		return s.readErr
+	}
+	err := verify(d, s.stream.n, s.digester.Digest())
+	if err != nil && s.writer == nil {
+		s.store.discard(s.store.storeContext(context.Background()), d, err.Error())
+		return fmt.Errorf("the stored blob was broken and has been removed, pull again: %w: %w", errdefs.ErrUnavailable, err)
+	}
+	if err != nil && unpacked != nil && !errors.Is(unpacked, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w (%w)", err, unpacked)
+	}
+	return err
+}
+
+// commit makes the blob one of the content store's.
+func (s *source) commit(ctx context.Context, d ocispec.Descriptor) error {
+	if s.writer == nil {
+		return nil
+	}
+	if err := s.writer.Commit(ctx, d.Size, d.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("store blob: %w", err)
+	}
+	err := s.writer.Close()
+	s.writer = nil
+	return err
+}
+
+// close lets go of the stream, and of what was written when it was not committed.
+func (s *source) close(ctx context.Context) {
+	if s.closer != nil {
+		_ = s.closer.Close()
+	}
+	if s.writer == nil {
+		return
+	}
+	_ = s.writer.Close()
+	if err := s.store.content.Abort(context.WithoutCancel(ctx), s.ref); err != nil && !errdefs.IsNotFound(err) {
+		s.store.log.Warn("an unfinished blob stays until the next garbage collection", "ref", s.ref, "err", err)
+	}
+}

@@ -1,0 +1,207 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/image/registry"
+)
+
+// Pull fetches an image by tag or digest, and answers its ID. A pull of the same name with the same credential and
+// platform that is under way is joined; it goes on as long as one caller waits. When the last has gone nothing half-made
+// is left, but layers that were complete are kept for a while. The error names the reference, every endpoint tried, and
+// why each failed.
+func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (string, error) {
+	named, err := parseName(ref)
+	if err != nil {
+		return "", err
+	}
+	platform := platforms.DefaultSpec()
+	if o.Platform != nil {
+		platform = platforms.Normalize(*o.Platform)
+	}
+	key := named.String() + " " + platforms.FormatAll(platform) + " " + o.Auth.Key()
+	id, err := s.pulls.do(ctx, key, func(ctx context.Context) (string, error) {
+		return s.pull(s.storeContext(ctx), named, o.Auth, platforms.Only(platform))
+	})
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", named, err)
+	}
+	return id, nil
+}
+
+// pull is one pull under way.
+type pull struct {
+	s        *Store
+	named    reference.Named
+	repo     *registry.Repository
+	platform platforms.MatchComparer
+	meter    meter
+}
+
+// found is what a pull has to fetch: the documents that lead to the layers.
+type found struct {
+	target      ocispec.Descriptor // what the name means
+	manifest    ocispec.Descriptor
+	layers      []ocispec.Descriptor
+	id          digest.Digest // of the configuration
+	diffIDs     []digest.Digest
+	chainIDs    []digest.Digest
+	descriptors []ocispec.Descriptor // target down to manifest
+}
+
+func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.Auth, platform platforms.MatchComparer) (_ string, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p := &pull{s: s, named: named, platform: platform}
+	if s.config.NoProgress > 0 {
+		go p.meter.watch(ctx, cancel, s.config.NoProgress)
+	}
+	defer func() {
+		// A cancelled step says "context canceled"; the cause says why.
+		if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+			err = cause
+		}
+	}()
+	p.repo, err = registry.Open(ctx, s.config.Registry, named.String(), registry.Options{Auth: auth, Wait: p.meter.pause})
+	if err != nil {
+		return "", err
+	}
+	defer p.repo.Close()
+	ctx, release, err := s.lease(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	f, err := p.find(ctx)
+	if err != nil {
+		return "", err
+	}
+	names := digestStrings(f.chainIDs)
+	if err := s.keeper.hold(ctx, names); err != nil {
+		return "", err
+	}
+	defer s.keeper.drop(names)
+	if err := p.fetchLayers(ctx, f); err != nil {
+		return "", err
+	}
+	return f.id.String(), p.record(ctx, f)
+}
+
+// find resolves the name and gets index, manifest and configuration.
+func (p *pull) find(ctx context.Context) (*found, error) {
+	target, err := p.repo.Resolve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &found{target: target, manifest: target}
+	for depth := 0; ; depth++ {
+		f.descriptors = append(f.descriptors, f.manifest)
+		if !images.IsIndexType(f.manifest.MediaType) {
+			break
+		}
+		if depth == maxNesting {
+			return nil, fmt.Errorf("index %s lies too deep in other indexes: %w", f.manifest.Digest, errdefs.ErrInvalidArgument)
+		}
+		if f.manifest, err = p.choose(ctx, f.manifest); err != nil {
+			return nil, err
+		}
+	}
+	if !images.IsManifestType(f.manifest.MediaType) {
+		return nil, fmt.Errorf("%s is a %q, not an image: %w", f.manifest.Digest, f.manifest.MediaType, errdefs.ErrInvalidArgument)
+	}
+	return f, p.readManifest(ctx, f)
+}
+
+// choose stores an index and gives the manifest in it for the platform.
+func (p *pull) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.Descriptor, error) {
+	data, err := p.document(ctx, index)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	chosen, err := parseIndex(data, index.MediaType, p.platform)
+	if err != nil {
+		return chosen, fmt.Errorf("index %s: %w", index.Digest, err)
+	}
+	// An index may be pulled for several platforms: each is a reference of its own.
+	label := "containerd.io/gc.ref.content.m." + chosen.Digest.Encoded()[:12]
+	return chosen, p.s.keep(ctx, index, data, map[string]string{label: chosen.Digest.String()})
+}
+
+// readManifest stores manifest and configuration, and takes from them what the layers are.
+func (p *pull) readManifest(ctx context.Context, f *found) error {
+	data, err := p.document(ctx, f.manifest)
+	if err != nil {
+		return err
+	}
+	manifest, err := parseManifest(data, f.manifest.MediaType)
+	if err != nil {
+		return fmt.Errorf("manifest %s: %w", f.manifest.Digest, err)
+	}
+	config, err := p.document(ctx, manifest.Config)
+	if err != nil {
+		return err
+	}
+	parsed, err := parseConfig(config, len(manifest.Layers))
+	if err != nil {
+		return fmt.Errorf("%s: %w", manifest.Config.Digest, err)
+	}
+	f.id, f.layers, f.diffIDs = manifest.Config.Digest, manifest.Layers, parsed.RootFS.DiffIDs
+	f.chainIDs = identity.ChainIDs(append([]digest.Digest(nil), f.diffIDs...))
+	if err := p.s.keep(ctx, manifest.Config, config, nil); err != nil {
+		return err
+	}
+	labels := map[string]string{"containerd.io/gc.ref.content.config": f.id.String()}
+	for i, layer := range manifest.Layers {
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = layer.Digest.String()
+	}
+	return p.s.keep(ctx, f.manifest, data, labels)
+}
+
+// document gets a manifest, an index or a configuration, from here or from the registry, verified.
+func (p *pull) document(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if err := checkDescriptor(d, maxDocument); err != nil {
+		return nil, err
+	}
+	data, err := p.s.stored(ctx, d)
+	if err == nil || !errdefs.IsNotFound(err) {
+		return data, err
+	}
+	stream, err := p.repo.Fetch(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	return readAll(&meteredReader{r: stream, meter: &p.meter}, d)
+}
+
+// verify compares what came with what its descriptor says.
+func verify(d ocispec.Descriptor, size int64, got digest.Digest) error {
+	switch {
+	case size > d.Size:
+		return fmt.Errorf("%s is longer than the %d bytes that its descriptor says: %w", d.Digest, d.Size, errdefs.ErrDataLoss)
+	case size < d.Size:
+		return fmt.Errorf("%s ended after %d of %d bytes: %w: %w", d.Digest, size, d.Size, errdefs.ErrDataLoss, io.ErrUnexpectedEOF)
+	case got != d.Digest:
+		return fmt.Errorf("the registry sent something else for %s: its digest is %s: %w", d.Digest, got, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+func digestStrings(digests []digest.Digest) []string {
+	out := make([]string, len(digests))
+	for i, d := range digests {
+		out[i] = d.String()
+	}
+	return out
+}
