@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -49,7 +51,27 @@ type Link struct {
 //		err = l.Commit(ctx, snapshotter.LayerStats{...})
 //	}
 //	... when all layers of the image are committed and held: s.Chain(ctx, "", links)
-type Layer struct{}
+type Layer struct {
+	s    *Snapshotter
+	id   LayerID
+	mark uint64 // of the syncer, before anything was written
+
+	// These are guarded by s.mu.
+	layer    *layer // when committed
+	repairs  *layer // the record that is there without a directory
+	flights  []*flight
+	byChain  bool
+	released bool
+
+	number uint64 // of the directory that is written
+	dir    *os.File
+}
+
+// flight is the writing of a layer, for others to wait for.
+type flight struct {
+	key  digest.Digest
+	done chan struct{}
+}
 
 // Layer answers a hold on the layer id. When its directory is committed, by its diffID or (for a layer that needs the
 // layers below) by its chainID, the hold is on that. Otherwise the caller becomes the writer, and whoever asks for the
@@ -58,41 +80,329 @@ type Layer struct{}
 //
 // Do not wait for another layer while being the writer of a diffID (before KeyByChain): the other may wait for you.
 func (s *Snapshotter) Layer(ctx context.Context, id LayerID) (*Layer, error) {
-	return nil, fmt.Errorf("layer %s: %w", id.DiffID, errdefs.ErrNotImplemented)
+	for _, d := range []digest.Digest{id.DiffID, id.ChainID} {
+		if err := d.Validate(); err != nil {
+			return nil, fmt.Errorf("layer %q: %w: %w", d, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	for {
+		l, wait := s.claim(id)
+		switch {
+		case wait != nil:
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return nil, fmt.Errorf("wait for layer %s, which another caller writes: %w", id.DiffID, ctx.Err())
+			}
+		case l.repairs != nil && s.checkLayer(l.repairs) == nil:
+			l.Release() // it is there again
+			continue
+		case l.layer == nil:
+			if err := l.begin(); err != nil {
+				l.Release()
+				return nil, fmt.Errorf("layer %s: %w", id.DiffID, err)
+			}
+			return l, nil
+		}
+		err := s.checkLayer(l.layer)
+		if err == nil {
+			return l, nil
+		}
+		l.Release()
+		if !errdefs.IsDataLoss(err) {
+			return nil, err
+		}
+		s.log.Warn("a layer is written again", "error", err)
+	}
+}
+
+// claim takes a hold on a committed layer, or the right to write it, or says what to wait for.
+func (s *Snapshotter) claim(id LayerID) (*Layer, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := &Layer{s: s, id: id}
+	for _, key := range []digest.Digest{id.DiffID, id.ChainID} {
+		found := s.index.keyed[key]
+		if found == nil {
+			continue
+		}
+		if !found.missing {
+			found.holds++
+			l.layer = found
+			return l, nil
+		}
+		l.repairs = found
+	}
+	for _, key := range []digest.Digest{id.ChainID, id.DiffID} {
+		if f := s.index.flights[key]; f != nil {
+			return nil, f.done
+		}
+	}
+	keys := []digest.Digest{id.DiffID}
+	if id.ChainID != id.DiffID {
+		keys = append(keys, id.ChainID)
+	}
+	for _, key := range keys {
+		f := &flight{key: key, done: make(chan struct{})}
+		s.index.flights[key] = f
+		l.flights = append(l.flights, f)
+	}
+	if l.repairs != nil {
+		l.repairs.holds++
+	}
+	l.number = s.index.number()
+	return l, nil
+}
+
+// begin makes the directory to write in.
+func (l *Layer) begin() error {
+	l.mark = l.s.syncer.mark()
+	path := l.s.layerPath(l.number)
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	var err error
+	l.dir, err = os.Open(path)
+	return err
 }
 
 // Committed says that the directory is complete and durable and must not be written.
-func (l *Layer) Committed() bool { return false }
+func (l *Layer) Committed() bool { return l.dir == nil }
 
 // Path is the absolute path of the layer directory.
-func (l *Layer) Path() string { return "" }
+func (l *Layer) Path() string {
+	if l.layer != nil {
+		return l.s.layerPath(l.layer.number)
+	}
+	return l.s.layerPath(l.number)
+}
 
 // Dir is the open directory for the writer, nil once the layer is committed. The Layer owns it.
-func (l *Layer) Dir() *os.File { return nil }
+func (l *Layer) Dir() *os.File { return l.dir }
 
 // KeyByChain makes this layer known by its chainID only, because what is in the directory depends on the layers below.
 // Those who wait for the diffID go on and write their own. It does nothing on a committed layer.
-func (l *Layer) KeyByChain() {}
+func (l *Layer) KeyByChain() {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if l.layer != nil {
+		return
+	}
+	l.byChain = true
+	if l.id.ChainID != l.id.DiffID {
+		l.land(l.id.DiffID)
+	}
+}
+
+// land ends the flights of the given keys.
+func (l *Layer) land(keys ...digest.Digest) {
+	l.flights = slices.DeleteFunc(l.flights, func(f *flight) bool {
+		if !slices.Contains(keys, f.key) {
+			return false
+		}
+		delete(l.s.index.flights, f.key)
+		close(f.done)
+		return true
+	})
+}
 
 // Commit makes the directory durable (one syncfs, shared with other layers that wait for one) and records it. The hold
 // stays. On an error the layer is not committed and Release throws it away. Committing twice is no error.
 func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
-	return fmt.Errorf("commit layer: %w", errdefs.ErrNotImplemented)
+	if l.Committed() {
+		return nil
+	}
+	made, err := l.commit(ctx, stats)
+	if err != nil {
+		return fmt.Errorf("commit layer %s: %w", l.id.DiffID, err)
+	}
+	l.dir.Close()
+	l.dir = nil
+	s := l.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.index.busy, l.number)
+	if made == l.repairs {
+		made.missing = false
+		l.repairs = nil // its hold is now this Layer's
+	} else {
+		s.index.addLayer(made)
+		made.holds++
+	}
+	l.layer = made
+	l.land(l.id.DiffID, l.id.ChainID)
+	return nil
+}
+
+// commit writes what makes the layer last, and answers it: a new one, or that which is repaired.
+func (l *Layer) commit(ctx context.Context, stats LayerStats) (*layer, error) {
+	s := l.s
+	if stats.Inodes == 0 {
+		usage, err := measure(ctx, s.layerPath(l.number))
+		if err != nil {
+			return nil, err
+		}
+		stats.Size, stats.Inodes = usage.Size, usage.Inodes
+	}
+	opaque, err := isOpaque(s.layerPath(l.number))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.syncer.sync(ctx, l.mark); err != nil {
+		return nil, err
+	}
+	key := l.id.DiffID
+	if l.byChain {
+		key = l.id.ChainID
+	}
+	if l.repairs != nil && l.repairs.key == key {
+		if err := os.Rename(s.layerPath(l.number), s.layerPath(l.repairs.number)); err != nil {
+			return nil, err
+		}
+		return l.repairs, syncPath(s.path(layersDir))
+	}
+	made := &layer{
+		number: l.number, key: key, size: stats.Size, inodes: stats.Inodes,
+		rootImplied: stats.RootImplied, opaque: opaque, created: now(),
+	}
+	return made, s.db.apply(change{putLayers: map[uint64]layerRecord{made.number: made.record()}})
 }
 
 // Release ends the hold; it may be called twice. A layer that was not committed is removed. A committed one that no
 // snapshot uses stays for a while, so that a pull that is tried again finds it, and goes at a later Cleanup.
-func (l *Layer) Release() {}
+func (l *Layer) Release() {
+	if l.released {
+		return
+	}
+	l.released = true
+	s := l.s
+	if l.dir != nil {
+		l.dir.Close()
+		l.dir = nil
+	}
+	s.mu.Lock()
+	for _, held := range []*layer{l.layer, l.repairs} {
+		if held != nil {
+			held.holds--
+		}
+	}
+	unfinished := l.layer == nil
+	l.land(l.id.DiffID, l.id.ChainID)
+	s.mu.Unlock()
+	if unfinished {
+		s.discard(context.Background(), layersDir, l.number)
+	}
+}
 
 // Chain makes committed snapshots from held layers in one durable step, the first on top of parent ("" for none), each
 // next one on top of the one before. A link whose name exists with the same layer and parent is left as it is, so Chain may
 // be repeated; with another layer or parent it is errdefs.ErrAlreadyExists.
 func (s *Snapshotter) Chain(ctx context.Context, parent string, links []Link) error {
-	return fmt.Errorf("chain: %w", errdefs.ErrNotImplemented)
+	for _, link := range links {
+		if link.Layer == nil || link.Layer.layer == nil || link.Layer.released {
+			return fmt.Errorf("chain: the layer of snapshot %q is not committed and held: %w", link.Name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	for {
+		added, wait, err := s.reserveChain(parent, links)
+		if err != nil {
+			return fmt.Errorf("chain: %w", err)
+		}
+		if wait == nil {
+			return s.commitChain(added)
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return fmt.Errorf("chain: wait for another change of the same snapshots: %w", ctx.Err())
+		}
+	}
+}
+
+// reserveChain takes the names that are free. When one is being made or removed, it takes none and says what to wait for.
+func (s *Snapshotter) reserveChain(parent string, links []Link) (added []*node, wait <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range append([]string{parent}, names(links)...) {
+		if n := s.index.nodes[name]; n != nil && n.state != published {
+			return nil, n.settled, nil
+		}
+	}
+	below, err := s.index.parentFor(parent)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, link := range links {
+		n := s.index.nodes[link.Name]
+		if n == nil {
+			n = &node{
+				name: link.Name, kind: snapshots.KindCommitted, parent: below, layer: link.Layer.layer,
+				labels: withoutEmpty(link.Labels), created: now(),
+			}
+			n.updated = n.created
+			if err = s.index.reserve(n); err == nil {
+				added = append(added, n)
+			}
+		} else if n.kind != snapshots.KindCommitted || n.parent != below || n.layer != link.Layer.layer {
+			err = fmt.Errorf("snapshot %q exists with another layer or parent: %w", link.Name, errdefs.ErrAlreadyExists)
+		}
+		if err != nil {
+			s.index.dropAll(added)
+			return nil, nil, err
+		}
+		below = n
+	}
+	return added, nil, nil
+}
+
+func names(links []Link) []string {
+	names := make([]string, 0, len(links))
+	for _, link := range links {
+		names = append(names, link.Name)
+	}
+	return names
+}
+
+// commitChain records reserved snapshots.
+func (s *Snapshotter) commitChain(added []*node) error {
+	if len(added) == 0 {
+		return nil
+	}
+	records := map[string]snapshotRecord{}
+	for _, n := range added {
+		records[n.name] = n.record()
+	}
+	err := s.db.apply(change{putSnapshots: records})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.index.dropAll(added)
+		return fmt.Errorf("chain: %w", err)
+	}
+	for _, n := range added {
+		s.index.settle(n, published)
+	}
+	return nil
 }
 
 // LayerDirs answers the layer directories of a snapshot of any kind, uppermost first, as they are mounted. The writable
 // directory of an active snapshot is not among them.
 func (s *Snapshotter) LayerDirs(ctx context.Context, key string) ([]string, error) {
-	return nil, fmt.Errorf("layer directories of %s: %w", key, errdefs.ErrNotImplemented)
+	s.mu.Lock()
+	n, err := s.index.get(key)
+	if err != nil {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("layer directories: %w", err)
+	}
+	layers := chain(n)
+	s.mu.Unlock()
+	var dirs []string
+	for _, l := range layers {
+		if err := s.checkLayer(l); err != nil {
+			return nil, fmt.Errorf("layer directories of snapshot %q: %w", key, err)
+		}
+		dirs = append(dirs, s.layerPath(l.number))
+	}
+	return dirs, nil
 }
