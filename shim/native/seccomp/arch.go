@@ -18,7 +18,7 @@ type architecture struct {
 	name      specs.Arch
 	audit     uint32 // AUDIT_ARCH_*, as in seccomp_data.arch
 	bit       uint32 // set in every number (x32)
-	words     bool   // arguments are 32 bits wide, the kernel hands them over zero-extended
+	words     bool   // arguments are compared by their lower 32 bits
 	bigEndian bool   // the upper word of an argument comes first
 }
 
@@ -30,7 +30,7 @@ const armPrivate = 0x0f0000
 
 var architectures = []*architecture{
 	{name: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64},
-	{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, bit: x32Bit},
+	{name: specs.ArchX32, audit: unix.AUDIT_ARCH_X86_64, bit: x32Bit, words: true},
 	{name: specs.ArchX86, audit: unix.AUDIT_ARCH_I386, words: true},
 	{name: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64},
 	{name: specs.ArchARM, audit: unix.AUDIT_ARCH_ARM, words: true},

@@ -154,7 +154,7 @@ func permits(ret uint32) int32 { return int32(ret & unix.SECCOMP_RET_ACTION_FULL
 
 // on collects the verdicts of an architecture's system calls by number.
 func (p *profile) on(a *architecture) map[uint32]verdict {
-	verdicts := map[uint32]verdict{}
+	verdicts := make(map[uint32]verdict, 512)
 	fixed := map[uint32]bool{} // by an unconditional rule
 	add := func(number uint32, clauses []clause) {
 		v, ok := verdicts[number]

@@ -5,7 +5,7 @@
 // unconditional rule beats conditional ones, of several conditional rules that hold the first counts, a rule that does
 // what the default does is dropped, a name that an architecture does not have is skipped there, and a call from an
 // architecture that the profile does not list kills the thread. Arguments of 32-bit architectures are compared by their
-// lower 32 bits.
+// lower 32 bits, and so are those of x32.
 //
 // Numbers are found by binary search over ranges that have one verdict, so that a call costs about ten instructions;
 // for calls whose verdict does not depend on arguments Linux 5.11 and later does not run the filter at all.
@@ -117,31 +117,23 @@ func (p *profile) assemble(list []*architecture) []unix.SockFilter {
 
 // numbers writes the search for a number among the architectures of a list that have this audit value.
 func (a *assembler) numbers(p *profile, audit uint32, list []*architecture) label {
+	by := func(bit uint32, otherwise ...cut) label {
+		for _, on := range list {
+			if on.audit == audit && on.bit == bit {
+				return a.search(p.cuts(on), on)
+			}
+		}
+		return a.search(otherwise, list[0])
+	}
 	bad := verdict{ret: unix.SECCOMP_RET_KILL_THREAD}
 	var start label
-	x86 := map[uint32]*architecture{} // the two conventions that share AUDIT_ARCH_X86_64, by their bit
-	for _, on := range list {
-		if on.audit == audit {
-			x86[on.bit] = on
-		}
-	}
-	if audit != unix.AUDIT_ARCH_X86_64 {
-		on := x86[0]
-		start = a.search(p.cuts(on), on)
+	if audit == unix.AUDIT_ARCH_X86_64 {
+		// -1 is what a tracer sets to have a call skipped; it is no call of x32.
+		high := by(x32Bit, cut{x32Bit, bad}, cut{^uint32(0), verdict{ret: p.ret}})
+		low := by(0, cut{0, bad})
+		start = a.jump(unix.BPF_JGE, x32Bit, high, low)
 	} else {
-		var ranges []cut
-		if on := x86[0]; on != nil {
-			ranges = p.cuts(on)
-		} else {
-			ranges = []cut{{0, bad}}
-		}
-		if on := x86[x32Bit]; on != nil {
-			ranges = append(ranges, p.cuts(on)...)
-		} else {
-			// -1 is what a tracer sets to have a call skipped; it is no call of x32.
-			ranges = append(ranges, cut{x32Bit, bad}, cut{^uint32(0), verdict{ret: p.ret}})
-		}
-		start = a.search(ranges, architectures[0])
+		start = by(0)
 	}
 	a.fall(start)
 	return a.load(offsetNumber)

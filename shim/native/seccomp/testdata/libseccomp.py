@@ -19,15 +19,19 @@ def number(arch, name):
         return -1
 
 
+def signed(action):
+    return action - (1 << 32) if action >> 31 else action
+
+
 def compile(request):
-    f = s.SyscallFilter(request["default"])
+    f = s.SyscallFilter(signed(request["default"]))
     for arch in request["arches"]:
         if not f.exist_arch(s.Arch(arch)):
             f.add_arch(s.Arch(arch))
     if request.get("optimize"):
         f.set_attr(s.Attr.CTL_OPTIMIZE, 2)
     for action, name, args in request["rules"]:
-        f.add_rule(action, name, *[s.Arg(i, OPS[op], a, b) for i, op, a, b in args])
+        f.add_rule(signed(action), name, *[s.Arg(i, OPS[op], a, b) for i, op, a, b in args])
     with tempfile.TemporaryFile() as out:
         f.export_bpf(out)
         out.seek(0)
