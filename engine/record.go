@@ -22,8 +22,8 @@ type podRecord struct {
 	Network   cni.Result `json:"network"`
 	HolderPID int        `json:"holderPID,omitempty"`
 	// Released says that a stopped pod has nothing left but its record and its containers' ones.
-	Released bool `json:"released,omitempty"`
-	CreatedAt time.Time  `json:"createdAt"`
+	Released  bool      `json:"released,omitempty"`
+	CreatedAt time.Time `json:"createdAt"`
 }
 
 // containerRecord is container.json. How a started container ended is also in exit.json beside it, which is written by who

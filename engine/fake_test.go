@@ -1,0 +1,417 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/internal/fsx"
+	"github.com/criserver/criserver/shim/api"
+)
+
+// world stands behind the engine's three seams and outlives engines. It can fail or watch any one call.
+type world struct {
+	mu       sync.Mutex
+	changed  chan struct{} // closed and made anew when the list of exits grows
+	layers   map[string]bool
+	attached map[string]bool
+	pods     map[string]bool // namespaces in the shim
+	procs    map[string]*proc
+	sequence uint64
+	instance string
+	down     bool // the shim cannot be reached
+	stubborn bool // processes ignore SIGTERM
+	hold     chan struct{}
+
+	calls []string
+	// before is called ahead of each call, numbered from 1; an error makes the call fail. With late it is the answer
+	// that is lost: the call was carried out.
+	before func(n int, name string) (err error, late bool)
+}
+
+type proc struct {
+	api.Container
+	dir string
+}
+
+func newWorld() *world {
+	return &world{
+		changed: make(chan struct{}), layers: map[string]bool{}, attached: map[string]bool{}, pods: map[string]bool{},
+		procs: map[string]*proc{}, instance: "first",
+	}
+}
+
+// watch sets what is asked ahead of each call from now on.
+func (w *world) watch(before func(n int, name string) (err error, late bool)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.before = before
+}
+
+// enter counts a call. The answer is called with the call's own error at its end.
+func (w *world) enter(name string) (answer func(error) error, err error) {
+	w.mu.Lock()
+	w.calls = append(w.calls, name)
+	n, before, hold := len(w.calls), w.before, w.hold
+	w.mu.Unlock()
+	if hold != nil && name != "List" && name != "Exits" {
+		<-hold
+	}
+	if before == nil {
+		return func(err error) error { return err }, nil
+	}
+	failure, late := before(n, name)
+	if failure != nil && !late {
+		return nil, fmt.Errorf("%s was told to fail: %w", name, failure)
+	}
+	return func(err error) error {
+		if failure != nil {
+			return fmt.Errorf("the answer of %s was told to be lost: %w", name, failure)
+		}
+		return err
+	}, nil
+}
+
+// clone copies the world as it is now; the copy has no faults.
+func (w *world) clone() *world {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := newWorld()
+	maps.Copy(c.layers, w.layers)
+	maps.Copy(c.attached, w.attached)
+	maps.Copy(c.pods, w.pods)
+	for id, p := range w.procs {
+		c.procs[id] = &proc{dir: p.dir, Container: api.Container{Id: p.Id, PodId: p.PodId, Pid: p.Pid, StartedAt: p.StartedAt, Exit: p.Exit}}
+	}
+	c.sequence = w.sequence
+	return c
+}
+
+func (w *world) leftovers() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var left []string
+	for _, kind := range []struct {
+		name string
+		keys map[string]bool
+	}{{"layer", w.layers}, {"attachment", w.attached}, {"pod namespaces", w.pods}} {
+		for key := range kind.keys {
+			left = append(left, kind.name+" "+key)
+		}
+	}
+	for id := range w.procs {
+		left = append(left, "process "+id)
+	}
+	return left
+}
+
+// exit ends a container's process as its reaper would.
+func (w *world) exit(id string, code int32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.exitLocked(id, code, false)
+}
+
+func (w *world) exitLocked(id string, code int32, oom bool) {
+	p := w.procs[id]
+	if p == nil || p.Exit != nil {
+		return
+	}
+	p.Exit = &api.Exit{Code: code, ExitedAt: time.Now().UnixNano(), OomKilled: oom}
+	_ = fsx.ReplaceJSON(filepath.Join(p.dir, "exit.json"), shimExit{Code: code, ExitedAt: p.Exit.ExitedAt, OOMKilled: oom})
+	w.news()
+}
+
+func (w *world) news() {
+	w.sequence++
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (w *world) setDown(down bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.down = down
+	w.news()
+}
+
+// The image store.
+
+type fakeRootfs struct{ *world }
+
+const imageID = "sha256:1111"
+
+func (f fakeRootfs) Image(_ context.Context, ref string) (Image, error) {
+	answer, err := f.enter("Image")
+	if err != nil {
+		return Image{}, err
+	}
+	if ref != "busybox" {
+		return Image{}, answer(errdefs.ErrNotFound)
+	}
+	return Image{ID: imageID, Ref: "r/busybox@" + imageID, Config: ocispec.ImageConfig{Cmd: []string{"sh"}, User: "web"}}, answer(nil)
+}
+
+func (f fakeRootfs) ReadFile(_ context.Context, _, path string, _ int64) ([]byte, error) {
+	answer, err := f.enter("ReadFile")
+	if err != nil {
+		return nil, err
+	}
+	if path != "/etc/passwd" {
+		return nil, answer(fs.ErrNotExist)
+	}
+	return []byte("root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n"), answer(nil)
+}
+
+func (f fakeRootfs) Prepare(_ context.Context, key, _ string) ([]mount.Mount, error) {
+	answer, err := f.enter("Prepare")
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.layers[key] = true
+	f.mu.Unlock()
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=/u", "workdir=/w"}}}, answer(nil)
+}
+
+func (f fakeRootfs) Release(_ context.Context, key string) error {
+	answer, err := f.enter("Release")
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p := f.procs[key]; p != nil && p.Exit == nil {
+		return errors.New("release of the root of a running container")
+	}
+	delete(f.layers, key)
+	return answer(nil)
+}
+
+func (f fakeRootfs) Keys(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.layers)), nil
+}
+
+// The network.
+
+type fakeNetwork struct{ *world }
+
+func (f fakeNetwork) Attach(_ context.Context, r cni.Request) (cni.Result, error) {
+	f.mu.Lock()
+	f.attached[r.PodID] = true // what a failing Attach leaves is Detach's to clean up
+	f.mu.Unlock()
+	answer, err := f.enter("Attach")
+	if err != nil {
+		return cni.Result{}, err
+	}
+	return cni.Result{Netns: "/var/run/netns/criserver-" + r.PodID, IPs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}}, answer(nil)
+}
+
+func (f fakeNetwork) Detach(_ context.Context, podID string) error {
+	answer, err := f.enter("Detach")
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.attached, podID)
+	return answer(nil)
+}
+
+func (f fakeNetwork) Attached(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.attached)), nil
+}
+
+func (f fakeNetwork) Ready(context.Context) error { return nil }
+
+// The shim.
+
+type fakeShims struct{ *world }
+
+// reach is enter for the shim, which may be down.
+func (f fakeShims) reach(name string) (func(error) error, error) {
+	f.mu.Lock()
+	down := f.down
+	f.mu.Unlock()
+	if down {
+		return nil, fmt.Errorf("shim is down: %w", errdefs.ErrUnavailable)
+	}
+	return f.enter(name)
+}
+
+func (f fakeShims) Info(context.Context) (*api.InfoResponse, error) {
+	answer, err := f.reach("Info")
+	if err != nil {
+		return nil, err
+	}
+	return &api.InfoResponse{Instance: f.instance}, answer(nil)
+}
+
+func (f fakeShims) StartPod(_ context.Context, r *api.StartPodRequest) (*api.StartPodResponse, error) {
+	answer, err := f.reach("StartPod")
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.pods[r.PodId] = true
+	f.mu.Unlock()
+	return &api.StartPodResponse{}, answer(nil)
+}
+
+func (f fakeShims) StopPod(_ context.Context, podID string) error {
+	answer, err := f.reach("StopPod")
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	delete(f.pods, podID)
+	f.mu.Unlock()
+	return answer(nil)
+}
+
+func (f fakeShims) Start(_ context.Context, r *api.StartRequest) (*api.StartResponse, error) {
+	answer, err := f.reach("Start")
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, err := os.Stat(filepath.Join(r.Dir, "config.json")); err != nil {
+		return nil, err
+	}
+	if !f.pods[r.PodId] && len(r.PodNamespaces) > 0 {
+		return nil, fmt.Errorf("pod %s: %w", r.PodId, errdefs.ErrNotFound)
+	}
+	p := f.procs[r.Id]
+	if p == nil {
+		p = &proc{dir: r.Dir, Container: api.Container{Id: r.Id, PodId: r.PodId, Pid: 4242, StartedAt: time.Now().UnixNano()}}
+		f.procs[r.Id] = p
+	}
+	return &api.StartResponse{Pid: p.Pid, StartedAt: p.StartedAt}, answer(nil)
+}
+
+func (f fakeShims) Signal(_ context.Context, r *api.SignalRequest) error {
+	answer, err := f.reach("Signal")
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.procs[r.Id] == nil {
+		return fmt.Errorf("container %s: %w", r.Id, errdefs.ErrNotFound)
+	}
+	if r.Signal == int32(unix.SIGKILL) || !f.stubborn {
+		f.exitLocked(r.Id, 128+r.Signal, false)
+	}
+	return answer(nil)
+}
+
+func (f fakeShims) Delete(_ context.Context, r *api.DeleteRequest) error {
+	answer, err := f.reach("Delete")
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.procs, r.Id)
+	return answer(nil)
+}
+
+func (f fakeShims) Exec(_ context.Context, r *api.ExecRequest, output func(stdout, stderr []byte)) (*api.ExecResponse, error) {
+	answer, err := f.reach("Exec")
+	if err != nil {
+		return nil, err
+	}
+	output([]byte(strings.Repeat("x", 10)), nil)
+	output(nil, r.Process)
+	return &api.ExecResponse{Done: true, ExitCode: 3, TimedOut: r.TimeoutNs == 1}, answer(nil)
+}
+
+func (f fakeShims) Update(context.Context, *api.UpdateRequest) error {
+	answer, err := f.reach("Update")
+	if err != nil {
+		return err
+	}
+	return answer(nil)
+}
+
+func (f fakeShims) List(context.Context) (*api.ListResponse, error) {
+	answer, err := f.reach("List")
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := &api.ListResponse{Instance: f.instance, Sequence: f.sequence}
+	for _, p := range f.procs {
+		r.Containers = append(r.Containers, &api.Container{Id: p.Id, PodId: p.PodId, Pid: p.Pid, StartedAt: p.StartedAt, Exit: p.Exit})
+	}
+	return r, answer(nil)
+}
+
+func (f fakeShims) Exits(ctx context.Context, after uint64) (*api.ExitsResponse, error) {
+	for {
+		f.mu.Lock()
+		changed, sequence, down := f.changed, f.sequence, f.down
+		var exits []*api.Container
+		for _, p := range f.procs {
+			if p.Exit != nil {
+				exits = append(exits, &api.Container{Id: p.Id, PodId: p.PodId, Pid: p.Pid, StartedAt: p.StartedAt, Exit: p.Exit})
+			}
+		}
+		f.mu.Unlock()
+		if down {
+			return nil, errdefs.ErrUnavailable
+		}
+		if sequence > after {
+			return &api.ExitsResponse{Sequence: sequence, Containers: exits}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (f fakeShims) ReopenLog(context.Context, string) error {
+	answer, err := f.reach("ReopenLog")
+	if err != nil {
+		return err
+	}
+	return answer(nil)
+}
+
+// open opens an engine on a world and a state directory; it is closed when the test ends, if not before.
+func open(t testing.TB, w *world, state string) *Engine {
+	t.Helper()
+	e, err := Open(context.Background(), Config{
+		StateDir: state, RootDir: state, Rootfs: fakeRootfs{w}, Network: fakeNetwork{w}, Shims: fakeShims{w},
+		ShimWait: 500 * time.Millisecond, Log: quiet(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return e
+}
