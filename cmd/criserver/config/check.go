@@ -76,8 +76,8 @@ func (c *Config) problems() []problem {
 	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
 	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
 	absolute("image.hosts_dir", c.Image.HostsDir)
-	if n := c.Image.ParallelLayers; n < 1 || n > 64 {
-		add("image.parallel_layers", "%d is not between 1 and 64", n)
+	if n := c.Image.Parallel; n < 1 || n > 256 {
+		add("image.parallel", "%d is not between 1 and 256", n)
 	}
 	for _, host := range c.Image.PlainHTTP {
 		if !isHost(host) {

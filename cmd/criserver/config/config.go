@@ -61,7 +61,8 @@ type Image struct {
 	HostsDir          string   `toml:"hosts_dir"`
 	PlainHTTP         []string `toml:"plain_http"`
 	NoProgressTimeout Duration `toml:"no_progress_timeout"`
-	ParallelLayers    int      `toml:"parallel_layers"`
+	Parallel          int      `toml:"parallel"`
+	Pinned            []string `toml:"pinned"`
 }
 
 // Network configures how pods are attached.

@@ -61,7 +61,7 @@ func TestParse(t *testing.T) {
 		"unknown table":         {text: "[networks]\nmode = 'cni'\n", want: []string{"f.toml:1:", "networks", "unknown key"}},
 		"two unknown keys":      {text: "a = 1\nb = 2\n", want: []string{"f.toml:1:1: a", "f.toml:2:1: b"}},
 		"syntax":                {text: "root = \n", want: []string{"f.toml:1:"}},
-		"wrong type":            {text: "[image]\nparallel_layers = 'six'\n", want: []string{"f.toml:2:"}},
+		"wrong type":            {text: "[image]\nparallel = 'six'\n", want: []string{"f.toml:2:"}},
 		"bad duration":          {text: "[image]\nno_progress_timeout = 'soon'\n", want: []string{"f.toml:2:", "not a duration"}},
 		"negative duration":     {text: "[image]\nno_progress_timeout = '-1s'\n", want: []string{"f.toml:2:", "negative"}},
 		"relative root":         {text: "\nroot = 'var'\n", want: []string{`f.toml:2: root: "var" is not an absolute path`}},
@@ -81,7 +81,7 @@ func TestParse(t *testing.T) {
 		"plain http with path":  {text: "[image]\nplain_http = ['http://a/']\n", want: []string{"image.plain_http"}},
 		"plain http with port":  {text: "[image]\nplain_http = ['registry.local:5000']\n"},
 		"seccomp":               {text: "[workload]\nunset_seccomp = 'localhost'\n", want: []string{"workload.unset_seccomp"}},
-		"layers":                {text: "[image]\nparallel_layers = 0\n", want: []string{"image.parallel_layers"}},
+		"layers":                {text: "[image]\nparallel = 0\n", want: []string{"image.parallel"}},
 		"log":                   {text: "[log]\nlevel='loud'\nformat='xml'\n", want: []string{"f.toml:2: log.level", "f.toml:3: log.format"}},
 		"relative shim program": {text: "[shim]\nshim='bin/shim'\n", want: []string{"f.toml:2: shim.shim"}},
 	} {
