@@ -110,7 +110,7 @@ func (n *Network) startPlugin(ctx context.Context) error {
 		return fmt.Errorf("built-in network: %w", err)
 	}
 	n.plugin = plugin
-	for id, r := range n.records {
+	for id, r := range n.snapshot() {
 		if r.Builtin == nil {
 			continue
 		}

@@ -162,7 +162,7 @@ func (p *Plugin) addBridge(name string, gateway netip.Addr) (netlink.Link, error
 
 // checkOverlap finds another interface that has an address in the pools: both could not be reached.
 func (p *Plugin) checkOverlap() error {
-	addrs, err := p.host.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return p.host.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -189,7 +189,7 @@ func (p *Plugin) checkOverlap() error {
 
 // ownBridges lists the bridges that carry our mark and have a name of ours.
 func (p *Plugin) ownBridges() []netlink.Link {
-	links, err := p.host.LinkList()
+	links, err := dump(p.host.LinkList)
 	if err != nil {
 		return nil
 	}
@@ -205,7 +205,7 @@ func (p *Plugin) ownBridges() []netlink.Link {
 // RemoveStrays removes interfaces on our bridges that look like ours and that nobody knows: known is asked, after they
 // were listed, for each by its name.
 func (p *Plugin) RemoveStrays(known func(name string) bool) {
-	links, err := p.host.LinkList()
+	links, err := dump(p.host.LinkList)
 	if err != nil {
 		p.cfg.Logger.Warn("list interfaces", "err", err)
 		return
@@ -225,6 +225,16 @@ func (p *Plugin) RemoveStrays(known func(name string) bool) {
 			p.cfg.Logger.Warn("remove an interface", "interface", name, "err", err)
 		}
 	}
+}
+
+// dump repeats a listing that changes of what is listed made incomplete. On a busy host the last one has to do.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 20 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+	return out, nil
 }
 
 // hardwareAddr is made from the address, so that a neighbour's cache entry is right for whoever has the address next.

@@ -143,7 +143,9 @@ func (p *Plugin) usable(cidrs []netip.Prefix) []netip.Prefix {
 
 // defaultMTU is that of the interface of the default route.
 func (p *Plugin) defaultMTU() int {
-	routes, err := p.host.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_DST)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return p.host.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_DST)
+	})
 	if err == nil {
 		for _, r := range routes {
 			if link, err := p.host.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 && link.Attrs().Name != "lo" {

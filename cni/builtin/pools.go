@@ -9,12 +9,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Linux bridge takes 1,023 ports (BR_MAX_PORTS, net/bridge/br_private.h), so the pools are cut into slices of up to
-// 1,024 addresses, one for each bridge: the gateway is a slice's first address, and a pod has the same place in the
-// IPv4 and in the IPv6 slice. Between slices the host routes.
+// The pools are cut into slices of up to 256 addresses, one for each bridge: the gateway is a slice's first address, and
+// a pod has the same place in the IPv4 and in the IPv6 slice. Between slices the host routes.
+//
+// A Linux bridge could take 1,023 ports (BR_MAX_PORTS, net/bridge/br_private.h), but a broadcast, such as any ARP
+// request, is then 1,023 packets at once, more than a CPU's backlog takes (net.core.netdev_max_backlog, 1,000): the
+// answer is dropped, every time. Seen on 6.18 with 1,021 ports.
 const (
-	sliceBits  = 10
-	maxBridges = 64
+	sliceBits  = 8
+	maxBridges = 256
 	firstHost  = 2 // 0 is the network, 1 the gateway
 )
 

@@ -39,6 +39,11 @@ func (p *Plugin) connect(a *Attachment, bridge int, ns *netns.NS) error {
 		p.forgetBridges() // perhaps it was taken away
 		return fmt.Errorf("add interfaces %s and %s on bridge %s: %w", a.Interface, InterfaceName, a.Bridge, err)
 	}
+	// Where bridged packets go through netfilter (br_netfilter, which Kubernetes asks for), one that is sent by a pod to
+	// a port or service of its own is rewritten and sent back on the bridge, which only a hairpin port lets through.
+	if err := p.host.LinkSetHairpin(veth, true); err != nil {
+		return fmt.Errorf("set hairpin mode of %s: %w", a.Interface, err)
+	}
 	if err := configure(a, ns.Handle()); err != nil {
 		return err
 	}
