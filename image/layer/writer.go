@@ -246,23 +246,25 @@ func (w *writer) hardlink(p at, hdr *tar.Header) error {
 	if err != nil {
 		return fmt.Errorf("hard link to %q: %w", hdr.Linkname, err)
 	}
+	if target == "" {
+		return refuse("hard link to the root directory")
+	}
 	parent, base := splitPath(target)
 	dir, canon, err := w.tree.openDir(parent, false)
-	target = joinPath(canon, base)
 	switch {
-	case err == nil && target == p.path:
+	case err == nil && joinPath(canon, base) == p.path:
 		return nil
-	case err == nil && base != "":
+	case err == nil:
 		err = w.place(p, func() error { return unix.Linkat(dir, base, p.dir, p.name, 0) })
 	}
 	if errors.Is(err, unix.ENOENT) {
-		w.links = append(w.links, Link{Name: p.path, Target: joinPath(parent, base)})
+		w.links = append(w.links, Link{Name: p.path, Target: target})
 		if len(w.links) > maxPendingLinks {
 			return refuse("the layer has more than %d hard links to files that it does not hold", maxPendingLinks)
 		}
 		return nil
 	}
-	if err != nil || base == "" {
+	if err != nil {
 		return refuse("hard link to %q: %v", hdr.Linkname, err)
 	}
 	return nil
