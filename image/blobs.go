@@ -66,7 +66,13 @@ func ingestRef(ctx context.Context, d ocispec.Descriptor) string {
 
 // stored reads a blob that is here. errdefs.ErrNotFound when it is not, or is broken: then it is removed.
 func (s *Store) stored(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if _, err := s.content.Info(ctx, d.Digest); err != nil {
+		return nil, err
+	}
 	data, err := content.ReadBlob(ctx, s.content, ocispec.Descriptor{Digest: d.Digest, Size: d.Size})
+	if errdefs.IsNotFound(err) {
+		s.discard(ctx, d, "its file is gone")
+	}
 	if err != nil {
 		return nil, err
 	}

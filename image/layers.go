@@ -186,33 +186,42 @@ type source struct {
 
 // source opens a blob. A stored one that turns out to be broken is discarded by verify.
 func (p *pull) source(ctx context.Context, d ocispec.Descriptor) (*source, error) {
-	src := &source{store: p.s, digester: d.Digest.Algorithm().Digester(), ref: ingestRef(ctx, d)}
 	d = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-	writer, err := content.OpenWriter(ctx, p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
-	if errdefs.IsAlreadyExists(err) {
-		reader, err := p.s.content.ReaderAt(ctx, d)
-		if err != nil {
+	src := &source{store: p.s, digester: d.Digest.Algorithm().Digester(), ref: ingestRef(ctx, d)}
+	for {
+		writer, err := content.OpenWriter(ctx, p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
+		if err == nil {
+			src.writer = writer
+			return src, p.download(ctx, src, d)
+		}
+		if !errdefs.IsAlreadyExists(err) {
 			return nil, err
 		}
-		src.open(io.NewSectionReader(reader, 0, reader.Size()), reader, d, &p.meter)
-		return src, nil
+		reader, err := p.s.content.ReaderAt(ctx, d)
+		if err == nil {
+			src.open(io.NewSectionReader(reader, 0, reader.Size()), reader, d, &p.meter)
+			return src, nil
+		}
+		if !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		p.s.discard(ctx, d, "its file is gone")
 	}
-	if err != nil {
-		return nil, err
+}
+
+// download opens a source at the registry. It closes it on an error.
+func (p *pull) download(ctx context.Context, src *source, d ocispec.Descriptor) error {
+	// The content store may have the bytes without our having a record of them: write them again, verified.
+	err := src.writer.Truncate(0)
+	if err == nil {
+		var stream io.ReadCloser
+		if stream, err = p.repo.Fetch(ctx, d); err == nil {
+			src.open(stream, stream, d, &p.meter)
+			return nil
+		}
 	}
-	src.writer = writer
-	// A shared content store may have the bytes without our having a record of them: write them again, verified.
-	if err := writer.Truncate(0); err != nil {
-		src.close(ctx)
-		return nil, err
-	}
-	stream, err := p.repo.Fetch(ctx, d)
-	if err != nil {
-		src.close(ctx)
-		return nil, err
-	}
-	src.open(stream, stream, d, &p.meter)
-	return src, nil
+	src.close(ctx)
+	return err
 }
 
 func (s *source) open(r io.Reader, closer io.Closer, d ocispec.Descriptor, m *meter) {

@@ -74,6 +74,8 @@ type Store struct {
 	closed  error
 }
 
+var quieten sync.Once
+
 // Open opens or makes the store below c.Root and removes what an earlier run left half-made. Close it when done.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Root == "" {
@@ -89,6 +91,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.Log = slog.Default()
 	}
 	s := &Store{config: c, log: c.Log, libraryLog: libraryLog(c.Log), keeper: newKeeper(), turns: semaphore.NewWeighted(int64(c.Parallel))}
+	// The libraries log where they have no context to take a logger from, too.
+	quieten.Do(func() { log.L = s.libraryLog })
 	ctx = s.storeContext(ctx)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("image store %s: %w", c.Root, err), s.Close())

@@ -14,7 +14,7 @@ import (
 
 // Error says why something could not be got from a registry: what, every endpoint tried and what became of it. It
 // matches one of errdefs' kinds: ErrNotFound, ErrPermissionDenied (the credential was refused or is missing),
-// ErrUnavailable (no answer, or one that may be better later).
+// ErrDataLoss (not what the descriptor says), ErrUnavailable (no answer, or one that may be better later).
 type Error struct {
 	// What was asked for ("manifest of docker.io/library/busybox:latest").
 	What string
@@ -67,12 +67,17 @@ func kindOf(err error, attempts []Attempt) error {
 	if errors.Is(err, docker.ErrInvalidAuthorization) {
 		return errdefs.ErrPermissionDenied
 	}
+	if errdefs.IsDataLoss(err) {
+		return errdefs.ErrDataLoss
+	}
 	if len(attempts) > 0 {
 		switch last := attempts[len(attempts)-1]; {
 		case last.Status == http.StatusUnauthorized, last.Status == http.StatusForbidden:
 			return errdefs.ErrPermissionDenied
 		case last.Status == http.StatusNotFound:
 			return errdefs.ErrNotFound
+		case last.Status == http.StatusRequestedRangeNotSatisfiable: // asked to go on after a stream that ended early
+			return errdefs.ErrDataLoss
 		case last.Err != nil, last.Status == http.StatusTooManyRequests, last.Status >= 500:
 			return errdefs.ErrUnavailable
 		}

@@ -163,6 +163,9 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.stream.Read(p)
 	if err != nil && err != io.EOF {
+		if errdefs.IsFailedPrecondition(err) {
+			err = fmt.Errorf("%w: %w", errdefs.ErrDataLoss, err) // more bytes than the descriptor says
+		}
 		err = explain(b.ctx, b.what, b.tried, err)
 	}
 	return n, err

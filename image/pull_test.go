@@ -1,0 +1,239 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func TestPullByTagAndDigest(t *testing.T) {
+	f := newFakeRegistry(t)
+	pushed := f.push("team/app", "v1", []testLayer{
+		makeLayer(t, "gzip", map[string]string{"etc/passwd": "root:x:0:0::/:/bin/sh\n", "etc/motd": "below"}),
+		makeLayer(t, "zstd", map[string]string{"etc/motd": "above"}),
+		makeLayer(t, "", map[string]string{"opt/plain": "plain"}),
+	})
+	s := openStore(t, Config{Pinned: []string{pushed.ref}})
+
+	image := mustPull(t, s, pushed.ref)
+	if image.ID != pushed.id || !slices.Equal(image.RepoTags, []string{pushed.ref}) || !image.Pinned {
+		t.Errorf("got %+v", image)
+	}
+	byDigest := f.host + "/team/app@" + pushed.manifest.Digest.String()
+	if !slices.Equal(image.RepoDigests, []string{byDigest}) || image.Ref != byDigest {
+		t.Errorf("digests %v, ref %s, want %s", image.RepoDigests, image.Ref, byDigest)
+	}
+	if image.UID == nil || *image.UID != 1000 || image.Username != "" || image.Config.Cmd[0] != "/run" {
+		t.Errorf("user %v %q, cmd %v", image.UID, image.Username, image.Config.Cmd)
+	}
+	for _, ref := range []string{pushed.id, pushed.ref, byDigest, strings.TrimPrefix(pushed.id, "sha256:"), pushed.id[:20], pushed.id[7:19]} {
+		if got, err := s.Status(t.Context(), ref); err != nil || got.ID != pushed.id {
+			t.Errorf("status of %s: %s, %v", ref, got.ID, err)
+		}
+	}
+	if again := mustPull(t, s, byDigest); again.ID != pushed.id {
+		t.Errorf("by digest: %s", again.ID)
+	}
+	for _, l := range pushed.layers {
+		if n := f.blobGets(l.Digest); n != 1 {
+			t.Errorf("layer %s was fetched %d times", l.MediaType, n)
+		}
+	}
+	assertNothingHalfMade(t, s)
+	checkRootfs(t, s, pushed.id)
+
+	if err := s.Remove(t.Context(), pushed.ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), pushed.ref); err != nil {
+		t.Error("removing it again:", err)
+	}
+	if _, err := s.Status(t.Context(), pushed.id); !errdefs.IsNotFound(err) {
+		t.Error("status after removal:", err)
+	}
+	assertEmpty(t, s)
+}
+
+// checkRootfs proves that the layers are stacked right, by our reading and by the kernel's overlay.
+func checkRootfs(t *testing.T, s *Store, id string) {
+	t.Helper()
+	for range 2 { // the second time from the cache
+		if data, err := s.ReadFile(t.Context(), id, "/etc/passwd", 1<<20); err != nil || !strings.HasPrefix(string(data), "root:") {
+			t.Errorf("passwd: %q, %v", data, err)
+		}
+		if _, err := s.ReadFile(t.Context(), id, "/etc/group", 1<<20); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("group: %v", err)
+		}
+	}
+	if _, err := s.ReadFile(t.Context(), id, "/etc/passwd", 3); err == nil {
+		t.Error("a file longer than the limit was read")
+	}
+	if data, err := s.ReadFile(t.Context(), id, "etc/motd", 100); err != nil || string(data) != "above" {
+		t.Errorf("motd: %q, %v", data, err)
+	}
+	mounts, err := s.Prepare(t.Context(), "c1", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.Prepare(t.Context(), "c1", id)
+	if err != nil || fmt.Sprint(again) != fmt.Sprint(mounts) {
+		t.Errorf("prepared again: %v, %v", again, err)
+	}
+	if got := readMounted(t, mounts, "etc/motd", "opt/plain"); got != "aboveplain" {
+		t.Errorf("mounted: %q", got)
+	}
+	if keys, err := s.Keys(t.Context()); err != nil || !slices.Equal(keys, []string{"c1"}) {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+	for range 2 {
+		if err := s.Release(t.Context(), "c1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if keys, err := s.Keys(t.Context()); err != nil || len(keys) > 0 {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+}
+
+func TestPullChoosesPlatform(t *testing.T) {
+	f := newFakeRegistry(t)
+	native := f.push("multi", "native", []testLayer{makeLayer(t, "gzip", map[string]string{"is": "native"})})
+	foreign := f.push("multi", "foreign", []testLayer{makeLayer(t, "gzip", map[string]string{"is": "foreign"})},
+		func(c *ocispec.Image, _ *ocispec.Manifest) { c.Architecture = "s390x" })
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for arch, d := range map[string]ocispec.Descriptor{"unknown": native.manifest, "s390x": foreign.manifest, runtime.GOARCH: native.manifest} {
+		d.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
+		index.Manifests = append(index.Manifests, d)
+	}
+	target := f.manifest("multi", "latest", index.MediaType, index)
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool { return d.Platform.Architecture == runtime.GOARCH })
+	f.manifest("multi", "others", index.MediaType, index)
+
+	s := openStore(t, Config{})
+	image := mustPull(t, s, f.host+"/multi")
+	if image.ID != native.id || !strings.HasSuffix(image.Ref, "@"+target.Digest.String()) {
+		t.Errorf("got %s %s, want %s", image.ID, image.Ref, native.id)
+	}
+	id, err := s.Pull(t.Context(), f.host+"/multi", PullOptions{Platform: &ocispec.Platform{OS: "linux", Architecture: "s390x"}})
+	if err != nil || id != foreign.id {
+		t.Errorf("s390x: %s, %v", id, err)
+	}
+	_, err = s.Pull(t.Context(), f.host+"/multi:others", PullOptions{})
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/s390x") || !strings.Contains(err.Error(), f.host+"/multi:others") {
+		t.Errorf("wrong platform: %v", err)
+	}
+	assertNothingHalfMade(t, s)
+}
+
+// TestPullSharesLayers pulls images that share a layer at different heights: it is fetched and unpacked once.
+func TestPullSharesLayers(t *testing.T) {
+	f := newFakeRegistry(t)
+	shared := makeLayer(t, "gzip", map[string]string{"shared": strings.Repeat("s", 100_000)})
+	own := makeLayer(t, "gzip", map[string]string{"own": "o"})
+	first := f.push("a", "1", []testLayer{shared})
+	second := f.push("b", "1", []testLayer{own, shared, shared})
+	s := openStore(t, Config{})
+	mustPull(t, s, first.ref)
+	mustPull(t, s, second.ref)
+	if n := f.blobGets(shared.Digest); n != 1 {
+		t.Errorf("the shared layer was fetched %d times", n)
+	}
+	entries, err := os.ReadDir(s.path("snapshots/layers"))
+	if err != nil || len(entries) != 2 {
+		t.Errorf("%d layer directories (%v), want 2", len(entries), err)
+	}
+	before, err := s.FsInfo(t.Context())
+	if err != nil || before.Bytes < 100_000 || before.Bytes > 200_000+uint64(shared.Size) {
+		t.Errorf("uses %d bytes (%v): the shared layer counts once", before.Bytes, err)
+	}
+	mounts, err := s.Prepare(t.Context(), "c", second.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), first.ref); err != nil {
+		t.Fatal(err)
+	}
+	// An image that is removed while a container uses it leaves what the container needs, until that goes.
+	if err := s.Remove(t.Context(), second.ref); err != nil {
+		t.Fatal(err)
+	}
+	if got := readMounted(t, mounts, "own"); got != "o" {
+		t.Errorf("read %q", got)
+	}
+	if _, err := s.Prepare(t.Context(), "d", second.id); !errdefs.IsNotFound(err) {
+		t.Errorf("prepared from a removed image: %v", err)
+	}
+	if err := s.Release(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	assertEmpty(t, s)
+}
+
+// TestTagMoves pulls a tag that means another image by then: the old one stays under its digest.
+func TestTagMoves(t *testing.T) {
+	f := newFakeRegistry(t)
+	old := f.push("app", "latest", []testLayer{makeLayer(t, "gzip", map[string]string{"v": "1"})})
+	s := openStore(t, Config{})
+	mustPull(t, s, old.ref)
+	moved := f.push("app", "latest", []testLayer{makeLayer(t, "gzip", map[string]string{"v": "2"})})
+	if image := mustPull(t, s, old.ref); image.ID != moved.id {
+		t.Errorf("got %s, want %s", image.ID, moved.id)
+	}
+	was, err := s.Status(t.Context(), old.id)
+	if err != nil || len(was.RepoTags) != 0 || len(was.RepoDigests) != 1 {
+		t.Errorf("the old image: %+v, %v", was, err)
+	}
+	if images, _ := s.List(t.Context()); len(images) != 2 {
+		t.Errorf("%d images", len(images))
+	}
+	for _, id := range []string{old.id, moved.id} {
+		if err := s.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	assertEmpty(t, s)
+}
+
+// TestReopen finds images again after a restart, and throws away what is not whole.
+func TestReopen(t *testing.T) {
+	f := newFakeRegistry(t)
+	whole := f.push("whole", "1", []testLayer{makeLayer(t, "gzip", map[string]string{"etc/passwd": "p"})})
+	broken := f.push("broken", "1", []testLayer{makeLayer(t, "gzip", map[string]string{"b": "b"})})
+	root := t.TempDir()
+	s := openStore(t, Config{Root: root})
+	want := mustPull(t, s, whole.ref)
+	mustPull(t, s, broken.ref)
+	if _, err := s.Prepare(t.Context(), "c", whole.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(root + "/content/blobs/sha256/" + strings.TrimPrefix(broken.id, "sha256:")); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Config{Root: root})
+	if got, err := s.Status(t.Context(), whole.ref); err != nil || fmt.Sprint(got.RepoTags, got.Ref, got.Size) != fmt.Sprint(want.RepoTags, want.Ref, want.Size) {
+		t.Errorf("after reopening: %+v, %v", got, err)
+	}
+	if keys, err := s.Keys(t.Context()); err != nil || !slices.Equal(keys, []string{"c"}) {
+		t.Errorf("keys %v, %v", keys, err)
+	}
+	if _, err := s.Status(t.Context(), broken.ref); !errdefs.IsNotFound(err) {
+		t.Errorf("the broken image: %v", err)
+	}
+	mustPull(t, s, broken.ref)
+	mustPull(t, s, whole.ref)
+	if n := f.blobGets(whole.layers[0].Digest); n != 1 {
+		t.Errorf("a layer that was here was fetched %d times", n)
+	}
+}
