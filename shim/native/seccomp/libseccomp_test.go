@@ -197,8 +197,8 @@ func (l *libseccomp) compare(s *specs.LinuxSeccomp) (calls int) {
 		listed := arch == specs.ArchX86_64 || slices.Contains(s.Architectures, arch)
 		for n := range uint32(560) {
 			number := a.bit | n
-			if skip[number] {
-				continue
+			if skip[number] || arch == specs.ArchX86 && n == 117 {
+				continue // ipc: libseccomp forgets that the upper half of its first argument is not part of the call
 			}
 			for _, arguments := range samples {
 				calls++
@@ -208,8 +208,7 @@ func (l *libseccomp) compare(s *specs.LinuxSeccomp) (calls int) {
 					want = enosys
 				}
 				if got != want {
-					text, _ := json.Marshal(s)
-					t.Fatalf("%s number %d with %#x returns %#x, libseccomp %#x; profile %s", arch, n, arguments, got, want, text)
+					t.Fatalf("%s number %d with %#x returns %#x, libseccomp %#x (default %#x): %+v", arch, n, arguments, got, want, p.ret, p.on(a)[number])
 				}
 			}
 		}
@@ -260,13 +259,14 @@ func TestDefaultProfileAgreesWithLibseccomp(t *testing.T) {
 
 func TestRandomProfilesAgreeWithLibseccomp(t *testing.T) {
 	l := newLibseccomp(t)
-	const profiles = 60
+	const profiles = 20
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
+	names := l.known(slices.Sorted(maps.Keys(tables()[specs.ArchX86_64])))
 	compared, calls := 0, 0
 	for range profiles {
-		n := l.compare(randomProfile(random, l))
+		n := l.compare(randomProfile(random, names))
 		if calls += n; n > 0 {
 			compared++
 		}
@@ -286,9 +286,10 @@ var (
 	}
 )
 
-// randomProfile makes a profile in which a system call has one action in all of its rules: which of several actions
-// counts is an accident of libseccomp's.
-func randomProfile(random *rand.Rand, l *libseccomp) *specs.LinuxSeccomp {
+// randomProfile makes a profile for the comparison with libseccomp. A system call has one action in all of its rules and
+// either one rule, or several that ask whether the same argument has a value: with rules that overlap, libseccomp's
+// filter misses some that hold, because its decision tree does not go back. TestRandomProfiles has those too.
+func randomProfile(random *rand.Rand, names []string) *specs.LinuxSeccomp {
 	pick := func(list []specs.LinuxSeccompAction) specs.LinuxSeccompAction { return list[random.IntN(len(list))] }
 	s := &specs.LinuxSeccomp{DefaultAction: pick(allActions)}
 	for arch := range libseccompArches {
@@ -296,7 +297,6 @@ func randomProfile(random *rand.Rand, l *libseccomp) *specs.LinuxSeccomp {
 			s.Architectures = append(s.Architectures, arch)
 		}
 	}
-	names := l.known(slices.Sorted(maps.Keys(tables()[specs.ArchX86_64])))
 	random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	for _, name := range names[:1+random.IntN(60)] {
 		r := specs.LinuxSyscall{Names: []string{name}, Action: pick(allActions)}
@@ -304,15 +304,20 @@ func randomProfile(random *rand.Rand, l *libseccomp) *specs.LinuxSeccomp {
 			s.Syscalls = append(s.Syscalls, r)
 			continue
 		}
-		for range 1 + random.IntN(3) {
-			r.Args = nil
-			for index := range uint(6) {
-				if random.IntN(4) == 0 {
-					r.Args = append(r.Args, arg(index, allOps[random.IntN(len(allOps))], randomValue(random), randomValue(random)))
-				}
+		if random.IntN(2) == 0 {
+			index := uint(random.IntN(6))
+			for range 1 + random.IntN(4) {
+				r.Args = []specs.LinuxSeccompArg{arg(index, specs.OpEqualTo, randomValue(random))}
+				s.Syscalls = append(s.Syscalls, r)
 			}
-			s.Syscalls = append(s.Syscalls, r)
+			continue
 		}
+		for index := range uint(6) {
+			if random.IntN(3) == 0 {
+				r.Args = append(r.Args, arg(index, allOps[random.IntN(len(allOps))], randomValue(random), randomValue(random)))
+			}
+		}
+		s.Syscalls = append(s.Syscalls, r)
 	}
 	return s
 }
