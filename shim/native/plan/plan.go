@@ -142,6 +142,13 @@ func (p *Plan) Do(c Call) {
 	p.ops = append(p.ops, o)
 }
 
+// SetResult says where the result of the call appended last goes.
+func (p *Plan) SetResult(r Reg) {
+	if n := len(p.ops); n > 0 {
+		p.ops[n-1].Result = r
+	}
+}
+
 func (p *Plan) argument(a any) (uint8, uint64) {
 	switch v := a.(type) {
 	case int:

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -148,9 +149,6 @@ func (r *Run) Go() error {
 	return err
 }
 
-// Interrupt makes a Message that waits return an error. It may be called from another goroutine.
-func (r *Run) Interrupt() { _ = r.report.Close() }
-
 // Close closes the pipes, not Pidfd. A stage that waits to be let go ends.
 func (r *Run) Close() {
 	_ = r.report.Close()
@@ -161,6 +159,11 @@ func (r *Run) Close() {
 func Kill(pidfd *os.File) {
 	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
 	Reap(pidfd)
+}
+
+// Status is the exit code, or the signal, of what waitid(2) found: si_status follows si_pid and si_uid in the union at byte 16.
+func Status(info *unix.Siginfo) int32 {
+	return *(*int32)(unsafe.Add(unsafe.Pointer(info), 24))
 }
 
 // Reap waits for the end of a child of ours.

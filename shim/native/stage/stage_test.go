@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -44,8 +43,7 @@ func run(t *testing.T, p *plan.Plan, extra ...*os.File) ([]uint32, error, int) {
 			if err := unix.Waitid(unix.P_PIDFD, int(r.Pidfd.Fd()), &info, unix.WEXITED, nil); err != nil {
 				t.Fatal(err)
 			}
-			// si_status follows si_pid and si_uid in the union that begins at byte 16.
-			return messages, err, int(*(*int32)(infoStatus(&info)))
+			return messages, err, int(Status(&info))
 		}
 		messages = append(messages, m)
 	}
@@ -151,8 +149,4 @@ func TestStageIsBuiltFromSource(t *testing.T) {
 			t.Errorf("stage_%s is not what src/build.sh makes of stage.c (%v)", arch, err)
 		}
 	}
-}
-
-func infoStatus(info *unix.Siginfo) unsafe.Pointer {
-	return unsafe.Add(unsafe.Pointer(info), 24)
 }

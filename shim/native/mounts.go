@@ -1,0 +1,343 @@
+package native
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/plan"
+)
+
+// settable are the attributes of a mount that options name, and whether the option sets or clears them.
+var settable = map[string]struct {
+	attribute uint64
+	clear     bool
+}{
+	"ro": {attribute: unix.MOUNT_ATTR_RDONLY}, "rw": {unix.MOUNT_ATTR_RDONLY, true},
+	"nosuid": {attribute: unix.MOUNT_ATTR_NOSUID}, "suid": {unix.MOUNT_ATTR_NOSUID, true},
+	"nodev": {attribute: unix.MOUNT_ATTR_NODEV}, "dev": {unix.MOUNT_ATTR_NODEV, true},
+	"noexec": {attribute: unix.MOUNT_ATTR_NOEXEC}, "exec": {unix.MOUNT_ATTR_NOEXEC, true},
+	"nodiratime": {attribute: unix.MOUNT_ATTR_NODIRATIME}, "diratime": {unix.MOUNT_ATTR_NODIRATIME, true},
+	"nosymfollow": {attribute: unix.MOUNT_ATTR_NOSYMFOLLOW}, "symfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, true},
+	"noatime": {attribute: unix.MOUNT_ATTR_NOATIME}, "strictatime": {attribute: unix.MOUNT_ATTR_STRICTATIME}, "relatime": {attribute: unix.MOUNT_ATTR_RELATIME},
+}
+
+var propagationOptions = map[string]uint64{
+	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC,
+	"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC,
+	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC,
+	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
+}
+
+// mountOptions are the options of a mount, sorted by what takes them.
+type mountOptions struct {
+	set, clear       uint64 // attributes of the mount
+	setAll, clearAll uint64 // attributes of it and of all mounts below ("rro")
+	propagation      uint64
+	bind, recursive  bool
+	filesystem       []string // for the filesystem: key or key=value
+}
+
+func parseOptions(options []string) (mountOptions, error) {
+	var m mountOptions
+	for _, o := range options {
+		if s, ok := settable[o]; ok {
+			m.apply(&m.set, &m.clear, s.attribute, s.clear, strings.HasSuffix(o, "atime") && !strings.HasSuffix(o, "diratime"))
+			continue
+		}
+		if s, ok := settable[strings.TrimPrefix(o, "r")]; ok && strings.HasPrefix(o, "r") {
+			m.apply(&m.setAll, &m.clearAll, s.attribute, s.clear, false)
+			continue
+		}
+		if p, ok := propagationOptions[o]; ok {
+			m.propagation = p
+			continue
+		}
+		switch o {
+		case "bind":
+			m.bind = true
+		case "rbind":
+			m.bind, m.recursive = true, true
+		case "defaults", "async", "nomand", "norelatime", "nostrictatime", "loud":
+		case "tmpcopyup", "idmap", "ridmap", "remount":
+			return m, fmt.Errorf("mount option %q is not supported", o)
+		default:
+			m.filesystem = append(m.filesystem, o)
+		}
+	}
+	return m, nil
+}
+
+func (m *mountOptions) apply(set, clear *uint64, attribute uint64, cleared, atime bool) {
+	switch {
+	case atime: // one value of a field, not a bit
+		*clear |= unix.MOUNT_ATTR__ATIME
+		*set = *set&^unix.MOUNT_ATTR__ATIME | attribute
+	case cleared:
+		*set &^= attribute
+		*clear |= attribute
+	default:
+		*set |= attribute
+		*clear &^= attribute
+	}
+}
+
+// mounts makes the mounts of the spec in their order.
+func (c *compiler) mounts() error {
+	for i := range c.in.spec.Mounts {
+		m := &c.in.spec.Mounts[i]
+		c.At("mounts[%d] %s", i, m.Destination)
+		o, err := parseOptions(m.Options)
+		if err != nil {
+			return fmt.Errorf("mounts[%d] %s: %w", i, m.Destination, err)
+		}
+		if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+			return fmt.Errorf("mounts[%d] %s: id mappings of mounts are not supported", i, m.Destination)
+		}
+		switch {
+		case o.bind || m.Type == "bind":
+			err = c.bind(m, o)
+		case m.Type == "cgroup" || m.Type == "cgroup2":
+			err = c.cgroupMount(m, o)
+		default:
+			err = c.filesystem(m, o)
+		}
+		if err != nil {
+			return fmt.Errorf("mounts[%d] %s: %w", i, m.Destination, err)
+		}
+	}
+	return nil
+}
+
+// bind attaches a copy of a mount of the host.
+func (c *compiler) bind(m *specs.Mount, o mountOptions) error {
+	if len(o.filesystem) > 0 {
+		return fmt.Errorf("a bind mount does not take the option %q", o.filesystem[0])
+	}
+	directory, err := c.in.isDirectory(m.Source)
+	if err != nil {
+		return err
+	}
+	tree := c.Reg()
+	flags := unix.OPEN_TREE_CLONE
+	if o.recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	c.OpenTree(tree, plan.Cwd, m.Source, flags)
+	c.attributes(tree, o)
+	c.attach(tree, m.Destination, directory)
+	return nil
+}
+
+// attributes sets what the options say on a detached copy.
+func (c *compiler) attributes(tree plan.Reg, o mountOptions) {
+	propagation := o.propagation
+	if propagation == 0 {
+		propagation = unix.MS_PRIVATE | unix.MS_REC
+	}
+	recursive := 0
+	if propagation&unix.MS_REC != 0 {
+		recursive = unix.AT_RECURSIVE
+	}
+	if recursive != 0 && o.set|o.clear == 0 || recursive == 0 && o.setAll|o.clearAll == 0 { // one call does it
+		c.MountSetattr(tree, recursive, o.set|o.setAll, o.clear|o.clearAll, propagation&^unix.MS_REC)
+		return
+	}
+	c.MountSetattr(tree, recursive, 0, 0, propagation&^unix.MS_REC)
+	if o.setAll|o.clearAll != 0 {
+		c.MountSetattr(tree, unix.AT_RECURSIVE, o.setAll, o.clearAll, 0)
+	}
+	if o.set|o.clear != 0 {
+		c.MountSetattr(tree, 0, o.set, o.clear, 0)
+	}
+}
+
+// attach moves a detached mount to a path beneath the root and closes it.
+func (c *compiler) attach(tree plan.Reg, destination string, directory bool) {
+	target := c.target(destination, directory)
+	c.MoveMount(tree, target)
+	c.Close(target)
+	c.Close(tree)
+}
+
+// inRoot is how what lies in the container is found: from its root, links of /proc to anywhere refused.
+const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// target opens the place of a mount beneath the root, which is made when it is missing.
+func (c *compiler) target(destination string, directory bool) plan.Reg {
+	r := c.Reg()
+	clean := strings.TrimPrefix(path.Clean("/"+destination), "/")
+	if clean == "" {
+		clean = "."
+	}
+	missing, done := c.Label(), c.Label()
+	c.Openat2(r, c.root, clean, unix.O_PATH, inRoot, plan.Else(missing, unix.ENOENT), plan.Then(done))
+	c.Mark(missing)
+	c.makePath(r, c.root, clean, directory)
+	c.Mark(done)
+	return r
+}
+
+// makePath makes what is missing of a path and opens its end. A symbolic link that leads to nothing is not made good.
+func (c *compiler) makePath(r plan.Reg, root any, clean string, directory bool) {
+	parts := strings.Split(clean, "/")
+	parent, parentReg := root, plan.Reg(0)
+	for i, part := range parts {
+		here, there := c.Label(), c.Label()
+		next := c.Reg()
+		c.Openat2(next, root, strings.Join(parts[:i+1], "/"), unix.O_PATH, inRoot, plan.Else(here, unix.ENOENT), plan.Then(there))
+		c.Mark(here)
+		if i < len(parts)-1 || directory {
+			c.Mkdirat(parent, part, 0o755, plan.Accept(unix.EEXIST))
+		} else {
+			c.Mknodat(parent, part, unix.S_IFREG|0o644, 0, plan.Accept(unix.EEXIST))
+		}
+		c.Openat2(next, parent, part, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+		c.Mark(there)
+		if parentReg != 0 {
+			c.Close(parentReg)
+		}
+		parent, parentReg = next, next
+	}
+	c.SimpleOr(nil, unix.SYS_FCNTL, "fcntl", parentReg, unix.F_DUPFD_CLOEXEC, 0)
+	c.SetResult(r)
+	c.Close(parentReg)
+}
+
+// filesystem makes a filesystem of its own.
+func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
+	fs, tree := c.Reg(), c.Reg()
+	if m.Type == "proc" && c.joins(specs.PIDNamespace) {
+		c.foreignProc(fs)
+	} else {
+		c.Fsopen(fs, m.Type)
+	}
+	if m.Source != "" && m.Source != m.Type {
+		c.FsconfigString(fs, "source", m.Source)
+	}
+	if err := c.configure(fs, o.filesystem); err != nil {
+		return err
+	}
+	attributes := o.set | o.setAll
+	readonly := attributes & unix.MOUNT_ATTR_RDONLY
+	if m.Type == "tmpfs" {
+		attributes &^= unix.MOUNT_ATTR_RDONLY // other mounts may need places in it
+	}
+	if o.clear&unix.MOUNT_ATTR__ATIME != 0 {
+		attributes &^= unix.MOUNT_ATTR__ATIME & ^o.set
+	}
+	c.Fsmount(tree, fs, attributes)
+	c.Close(fs)
+	if o.propagation != 0 {
+		recursive := 0
+		if o.propagation&unix.MS_REC != 0 {
+			recursive = unix.AT_RECURSIVE
+		}
+		c.MountSetattr(tree, recursive, 0, 0, o.propagation&^unix.MS_REC)
+	}
+	if m.Type == "tmpfs" && readonly != 0 {
+		target := c.target(m.Destination, true)
+		c.MoveMount(tree, target)
+		c.Close(target)
+		c.later = append(c.later, func() { c.MountSetattr(tree, 0, unix.MOUNT_ATTR_RDONLY, 0, 0); c.Close(tree) })
+		return nil
+	}
+	c.attach(tree, m.Destination, true)
+	return nil
+}
+
+func (c *compiler) configure(fs plan.Reg, options []string) error {
+	for _, o := range options {
+		key, value, valued := strings.Cut(o, "=")
+		if len(value) > 255 { // fsconfig(2)
+			return fmt.Errorf("the option %s= is longer than 255 bytes", key)
+		}
+		if valued {
+			c.FsconfigString(fs, key, value)
+		} else {
+			c.FsconfigFlag(fs, key)
+		}
+	}
+	c.FsconfigCreate(fs)
+	return nil
+}
+
+// foreignProc opens a proc for a pid namespace that the stage only joins: its own is the host's. The namespace is that
+// of the child that it will fork, /proc/self/ns/pid_for_children. Kernels before 6.17 take only the mounter's own
+// namespace, so a child that shares the descriptors enters, opens and ends: while it is there, for some 0.1 ms, a
+// process in the namespace with CAP_SYS_PTRACE could stop it. See docs/reliability.md.
+func (c *compiler) foreignProc(fs plan.Reg) {
+	if c.in.host.ProcPidns {
+		ns := c.Reg()
+		c.Openat(ns, plan.Cwd, "/proc/self/ns/pid_for_children", 0)
+		c.Fsopen(fs, "proc")
+		c.FsconfigFd(fs, "pidns", ns)
+		c.Close(ns)
+		return
+	}
+	child, parent := c.Label(), c.Label()
+	pid := c.Reg()
+	highest := 1000 // a descriptor number that the child can name and the parent knows
+	c.Clone(pid, unix.CLONE_FILES, plan.IfZero(child), plan.Then(parent))
+	c.Mark(child)
+	c.Fsopen(fs, "proc")
+	c.Dup3(fs, highest)
+	c.Exit(0)
+	c.Mark(parent)
+	c.Wait(pid)
+	c.SimpleOr(nil, unix.SYS_FCNTL, "fcntl", highest, unix.F_DUPFD_CLOEXEC, 0)
+	c.SetResult(fs)
+	c.Free(pid)
+}
+
+// cgroupMount shows the container its own cgroup: the v2 directory, or a tmpfs with a directory for each hierarchy.
+func (c *compiler) cgroupMount(m *specs.Mount, o mountOptions) error {
+	if len(c.in.tasks) == 0 && c.in.unified == "" {
+		return fmt.Errorf("linux.cgroupsPath is not set, so there is no cgroup to show")
+	}
+	if len(c.in.tasks) == 0 {
+		return c.cgroupBind(c.in.unified, m.Destination, o)
+	}
+	fs, tree := c.Reg(), c.Reg()
+	c.Fsopen(fs, "tmpfs")
+	if err := c.configure(fs, []string{"mode=755", "size=64k"}); err != nil {
+		return err
+	}
+	c.Fsmount(tree, fs, o.set&^unix.MOUNT_ATTR_RDONLY)
+	c.Close(fs)
+	target := c.target(m.Destination, true)
+	c.MoveMount(tree, target)
+	c.Close(target)
+	for _, tasks := range c.in.tasks {
+		directory := path.Dir(tasks)
+		if err := c.cgroupBind(directory, m.Destination+"/"+hierarchy(directory, c.in.spec.Linux.CgroupsPath), o); err != nil {
+			return err
+		}
+	}
+	if c.in.unified != "" {
+		if err := c.cgroupBind(c.in.unified, m.Destination+"/unified", o); err != nil {
+			return err
+		}
+	}
+	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+		c.MountSetattr(tree, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	c.Close(tree)
+	return nil
+}
+
+func (c *compiler) cgroupBind(source, destination string, o mountOptions) error {
+	tree := c.Reg()
+	c.OpenTree(tree, plan.Cwd, source, unix.OPEN_TREE_CLONE)
+	c.MountSetattr(tree, 0, o.set, o.clear, unix.MS_PRIVATE)
+	c.attach(tree, destination, true)
+	return nil
+}
+
+// hierarchy is the name under which a v1 hierarchy is mounted: the last element before the cgroup's own path.
+func hierarchy(directory, cgroupsPath string) string {
+	return path.Base(strings.TrimSuffix(directory, path.Clean("/"+cgroupsPath)))
+}

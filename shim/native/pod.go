@@ -1,0 +1,83 @@
+package native
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/plan"
+	"github.com/criserver/criserver/shim/native/stage"
+)
+
+// compilePod plans the process whose namespaces a pod's containers share. It waits for a byte; without a pid namespace it is
+// killed there, as soon as its namespaces are held. The holder of a pid namespace lives on: the kernel reaps what
+// becomes its child, since it ignores SIGCHLD. Whoever is in that namespace can see it, so it has nothing worth having:
+// no capabilities, no descriptors, an empty root, and no user's id.
+func compilePod(in *input, pod PodConfig) (*built, error) {
+	c := &compiler{Plan: plan.New(), in: in}
+	b := &built{plan: c.Plan, argv: []string{"holder"}}
+	c.cgroups()
+	owned := map[specs.LinuxNamespaceType]bool{specs.IPCNamespace: pod.IPC, specs.UTSNamespace: pod.UTS, specs.PIDNamespace: pod.PID}
+	for _, n := range podNamespaces {
+		if owned[n.kind] {
+			b.cloneflags |= n.flag
+		}
+	}
+	if pod.Netns != "" {
+		owned[specs.NetworkNamespace] = true
+		c.At("netns")
+		fd := c.Reg()
+		c.Openat(fd, plan.Cwd, pod.Netns, 0)
+		c.Setns(fd, unix.CLONE_NEWNET)
+		c.Close(fd)
+	}
+	if pod.UTS && pod.Hostname != "" {
+		c.At("hostname")
+		c.Simple(unix.SYS_SETHOSTNAME, "sethostname", pod.Hostname, len(pod.Hostname))
+	}
+	if err := writeSysctls(c, pod.Sysctls, func(kind specs.LinuxNamespaceType) bool { return owned[kind] }); err != nil {
+		return nil, err
+	}
+	if pod.PID {
+		b.cloneflags |= unix.CLONE_NEWNS
+		c.holder()
+	}
+	c.wait()
+	c.At("pod")
+	c.CloseRange(0, 0)
+	forever := c.Label()
+	c.Mark(forever)
+	c.SimpleOr([]plan.Option{plan.Else(forever, unix.EINTR), plan.Then(forever)}, unix.SYS_PPOLL, "ppoll", 0, 0, 0, 0, 0) // pause, on every architecture
+	return b, nil
+}
+
+// holder takes everything away that a process in the pod's pid namespace could want of it.
+func (c *compiler) holder() {
+	c.At("pod")
+	c.SetName("criserver-hold")
+	c.Unshare(unix.CLONE_NEWCGROUP)
+	c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+	fs, root := c.Reg(), c.Reg()
+	c.Fsopen(fs, "tmpfs")
+	c.FsconfigString(fs, "size", "4k")
+	c.FsconfigCreate(fs)
+	c.Fsmount(root, fs, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	c.place(root, "/proc") // any directory will do: what is below goes away
+	c.Fchdir(root)
+	c.PivotRoot()
+	c.Umount(".")
+	c.Chdir("/")
+	c.CloseRange(stage.Extra, 0)
+	ignore := plan.Struct{Data: append([]byte{1}, make([]byte, 31)...), Text: "{SIG_IGN}"}
+	c.Simple(unix.SYS_RT_SIGACTION, "rt_sigaction", int(unix.SIGCHLD), ignore, 0, 8)
+	c.Setgroups(nil)
+	for n := 0; n <= c.in.host.LastCapability; n++ {
+		if c.in.host.Capabilities&(1<<n) != 0 {
+			c.Prctl(unix.PR_CAPBSET_DROP, [4]int{n})
+		}
+	}
+	const nobody = 65534
+	c.Simple(unix.SYS_SETRESGID, "setresgid", nobody, nobody, nobody)
+	c.Simple(unix.SYS_SETRESUID, "setresuid", nobody, nobody, nobody)
+	c.Prctl(unix.PR_SET_NO_NEW_PRIVS, [4]int{1})
+	c.Prctl(unix.PR_SET_DUMPABLE, [4]int{0})
+}

@@ -1,0 +1,447 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/cgroup"
+	"github.com/criserver/criserver/shim/native/plan"
+	"github.com/criserver/criserver/shim/native/seccomp"
+	"github.com/criserver/criserver/shim/native/stage"
+)
+
+// Runtime makes containers. It holds no state of any of them and is safe for concurrent use.
+type Runtime struct {
+	stage   *stage.Stage
+	null    *os.File
+	host    Host
+	filters *seccomp.Cache
+}
+
+// New probes the kernel and readies the stage.
+func New() (*Runtime, error) {
+	host, err := Probe()
+	if err != nil {
+		return nil, err
+	}
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	s, err := stage.Open()
+	if err != nil {
+		return nil, errors.Join(err, null.Close())
+	}
+	return &Runtime{stage: s, null: null, host: host, filters: seccomp.NewCache(64)}, nil
+}
+
+// Close lets go of the stage. Containers are not affected.
+func (r *Runtime) Close() error { return errors.Join(r.stage.Close(), r.null.Close()) }
+
+// Mount says how a root filesystem is mounted: an overlay, or a bind of a directory.
+type Mount struct {
+	Type, Source string
+	Options      []string
+}
+
+// Config is a container to create. Files stay the caller's.
+type Config struct {
+	ID   string
+	Spec *specs.Spec
+	// Rootfs is mounted as the root inside the container's mount namespace only. Nil: the directory Spec.Root.Path.
+	Rootfs *Mount
+	// Namespaces are joined by descriptor, instead of being made or opened by the path in the spec.
+	Namespaces map[specs.LinuxNamespaceType]*os.File
+	// Stdin, Stdout and Stderr are the process's ends; nil is /dev/null. They are not used with Spec.Process.Terminal.
+	Stdin, Stdout, Stderr *os.File
+	// Cgroup was created. Nil: the process stays in the caller's.
+	Cgroup *cgroup.Cgroup
+}
+
+// Process is a process made by a plan. Once started, the caller owns Pidfd and Console and reaps it.
+type Process struct {
+	Pid     int
+	Pidfd   *os.File
+	Console *os.File // the master side; nil without a terminal
+	// Warnings say what could not be done as the spec says and was done in the nearest way.
+	Warnings []string
+
+	run  *stage.Run
+	argv []string
+
+	mu        sync.Mutex
+	killable  bool // guarded by mu: Pidfd is the process, not a stage that may be forking it
+	cancelled bool // guarded by mu
+}
+
+// Create makes a container whose process waits for Start. When it fails nothing is left but the cgroup, which is the caller's.
+func (r *Runtime) Create(ctx context.Context, c Config) (*Process, error) {
+	in, extra, err := r.input(c.Spec, c.Spec.Process, c.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	in.rootfs = c.Rootfs
+	if in.rootfs == nil && c.Spec.Root != nil {
+		in.rootfs = &Mount{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}
+	}
+	for _, n := range c.Spec.Linux.Namespaces {
+		if f := c.Namespaces[n.Type]; f != nil {
+			in.joined[n.Type] = stage.Extra + len(extra)
+			extra = append(extra, f)
+		}
+	}
+	b, err := compileCreate(in)
+	if err != nil {
+		return nil, err
+	}
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: extra, cgroup: c.Cgroup, waits: true})
+}
+
+// ExecConfig is a further process for a container. Files stay the caller's.
+type ExecConfig struct {
+	Spec    *specs.Spec // the container's
+	Process *specs.Process
+	Target  *os.File // pidfd of the container's process
+	// As in Config.
+	Stdin, Stdout, Stderr *os.File
+	Cgroup                *cgroup.Cgroup
+}
+
+// Exec runs a process in a container. When it returns without an error, the program runs.
+func (r *Runtime) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
+	in, extra, err := r.input(c.Spec, c.Process, c.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	in.target = stage.Extra + len(extra)
+	b, err := compileExec(in)
+	if err != nil {
+		return nil, err
+	}
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: append(extra, c.Target), cgroup: c.Cgroup})
+}
+
+func (r *Runtime) input(spec *specs.Spec, process *specs.Process, g *cgroup.Cgroup) (*input, []*os.File, error) {
+	in := &input{spec: spec, process: process, host: r.host, joined: map[specs.LinuxNamespaceType]int{}, isDirectory: isDirectory}
+	if err := validate(in); err != nil {
+		return nil, nil, err
+	}
+	if s := spec.Linux.Seccomp; s != nil {
+		filter, err := r.filters.Compile(s)
+		if err != nil {
+			return nil, nil, fmt.Errorf("linux.seccomp: %w", err)
+		}
+		in.filter = filter
+	}
+	if g != nil {
+		in.tasks, in.unified = g.TasksFiles(), g.UnifiedDir()
+	}
+	return in, nil, nil
+}
+
+func isDirectory(path string) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// launch says how a compiled plan is run.
+type launch struct {
+	stdio  [3]*os.File
+	extra  []*os.File
+	cgroup *cgroup.Cgroup
+	waits  bool // for Start
+}
+
+func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	o := stage.Options{Extra: l.extra, Cloneflags: b.cloneflags, CgroupFD: -1}
+	for i, f := range l.stdio {
+		if f == nil || b.terminal {
+			f = r.null
+		}
+		o.Stdio[i] = f
+	}
+	if l.cgroup != nil && l.cgroup.UnifiedDir() != "" {
+		fd, err := unix.Open(l.cgroup.UnifiedDir(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup %s: %w", l.cgroup.UnifiedDir(), err)
+		}
+		defer unix.Close(fd)
+		o.CgroupFD = fd
+	}
+	run, err := r.stage.Start(b.plan, o)
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, killable: !b.forks}
+	arrived := make(chan error, 1)
+	go func() {
+		err := p.arrive(b, l.waits)
+		if err != nil {
+			p.discard()
+		}
+		arrived <- err
+	}()
+	select {
+	case err = <-arrived:
+		if err == nil && !l.waits {
+			run.Close()
+		}
+	case <-ctx.Done():
+		p.cancel()
+		go func() { // a frozen cgroup can hold the stage for as long as it likes
+			if <-arrived == nil {
+				p.discard()
+			}
+		}()
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// cancel kills the process. While a stage may be forking it is left alone, because only it knows the pid of its child, and a
+// child that nobody reaps would keep the container's pid namespace from ever ending; arrive kills it then.
+func (p *Process) cancel() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cancelled = true
+	if p.killable {
+		_ = unix.PidfdSendSignal(int(p.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	}
+}
+
+// arrive follows a stage until it waits for Start, or, when it does not wait, until the program runs.
+func (p *Process) arrive(b *built, waits bool) error {
+	if b.terminal {
+		if err := p.takeConsole(); err != nil {
+			return err
+		}
+	}
+	ready := !waits
+	if b.forks {
+		early, err := p.adoptChild()
+		if err != nil {
+			return p.explain(err)
+		}
+		ready = ready || early
+	}
+	if !ready {
+		_, err := p.run.Message()
+		return p.explain(err)
+	}
+	if waits {
+		return nil
+	}
+	return p.running()
+}
+
+func (p *Process) takeConsole() error {
+	fd, err := p.run.Message()
+	if err != nil {
+		return p.explain(err)
+	}
+	master, err := unix.PidfdGetfd(int(p.Pidfd.Fd()), int(fd), 0)
+	if err != nil {
+		return fmt.Errorf("take the terminal from the stage: %w", err)
+	}
+	if err := unix.SetNonblock(master, true); err != nil {
+		return errors.Join(err, unix.Close(master))
+	}
+	unix.CloseOnExec(master)
+	p.Console = os.NewFile(uintptr(master), "console")
+	return p.run.Go()
+}
+
+// adoptChild learns the pid that the stage forked and puts that process in the stage's place. The child may be faster
+// than the stage: what it reports before, an error or (early) that it is ready, is kept.
+func (p *Process) adoptChild() (early bool, err error) {
+	var failed error
+	for {
+		pid, err := p.run.Message()
+		var e *plan.Error
+		switch {
+		case errors.As(err, &e):
+			failed = err
+			continue
+		case err != nil && failed != nil:
+			return false, failed
+		case err != nil:
+			return false, err
+		case pid == 0:
+			early = true
+			continue
+		}
+		// It is our child (CLONE_PARENT) and not reaped, so the pid cannot be another's.
+		pidfd, err := unix.PidfdOpen(int(pid), 0)
+		if err != nil {
+			return false, fmt.Errorf("pidfd of process %d: %w", pid, err)
+		}
+		stage.Reap(p.Pidfd)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_ = p.Pidfd.Close()
+		p.Pid, p.Pidfd, p.killable = int(pid), os.NewFile(uintptr(pidfd), "pidfd"), true
+		if p.cancelled {
+			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		}
+		return early, failed
+	}
+}
+
+// running waits until the stage has become the program.
+func (p *Process) running() error {
+	_, err := p.run.Message()
+	if errors.Is(err, errEOF) {
+		return nil
+	}
+	if err == nil {
+		return errors.New("the stage reported what its plan does not say")
+	}
+	return p.explain(err)
+}
+
+// Start lets the process go and returns when its program runs. After an error the process is gone and nothing is owned.
+func (p *Process) Start(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, p.cancel)
+	err := p.run.Go()
+	if err == nil {
+		err = p.running()
+	}
+	if !stop() {
+		err = ctx.Err() // it was killed
+	}
+	if err != nil {
+		p.discard()
+		return err
+	}
+	p.run.Close()
+	return nil
+}
+
+// Abandon ends a process that was not started, and lets go of what it holds.
+func (p *Process) Abandon() { p.discard() }
+
+func (p *Process) discard() {
+	stage.Kill(p.Pidfd)
+	p.run.Close()
+	_ = p.Pidfd.Close()
+	if p.Console != nil {
+		_ = p.Console.Close()
+	}
+}
+
+// explain turns the failure of a call into what a user knows.
+func (p *Process) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, errEOF) {
+		return errors.New("the process was killed before it ran")
+	}
+	var e *plan.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	if e.Name == "execve" {
+		name := p.argv[0]
+		switch {
+		case e.Errno == unix.ENOENT && !strings.Contains(name, "/"):
+			return fmt.Errorf("exec: %q: executable file not found in $PATH: %w", name, errdefs.ErrNotFound)
+		case e.Errno == unix.ENOENT:
+			return fmt.Errorf("exec: %q: no such file or directory: %w", name, errdefs.ErrNotFound)
+		default:
+			return fmt.Errorf("exec: %q: %w", name, e.Errno)
+		}
+	}
+	return e
+}
+
+// PodConfig says which namespaces a pod's containers share.
+type PodConfig struct {
+	IPC, UTS, PID bool
+	Hostname      string // of the uts namespace
+	Netns         string // path of the network namespace that sysctls are set in; "": the host's
+	Sysctls       map[string]string
+	Cgroup        *cgroup.Cgroup // of the holder
+}
+
+// Pod is a pod's namespaces, which live as long as these descriptors are open or a process is in them. The caller closes them.
+type Pod struct {
+	Namespaces map[specs.LinuxNamespaceType]*os.File
+	// Holder is the init process of the pid namespace, nil without one. It runs, and the caller reaps it.
+	Holder *Process
+}
+
+var podNamespaces = []struct {
+	kind specs.LinuxNamespaceType
+	flag uintptr
+	file string
+}{
+	{specs.IPCNamespace, unix.CLONE_NEWIPC, "ipc"},
+	{specs.UTSNamespace, unix.CLONE_NEWUTS, "uts"},
+	{specs.PIDNamespace, unix.CLONE_NEWPID, "pid"},
+}
+
+// NewPod makes the namespaces of a pod. When it fails nothing is left.
+func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
+	in := &input{host: r.host}
+	if c.Cgroup != nil {
+		in.tasks, in.unified = c.Cgroup.TasksFiles(), c.Cgroup.UnifiedDir()
+	}
+	b, err := compilePod(in, c)
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.launch(ctx, b, launch{cgroup: c.Cgroup, waits: true})
+	if err != nil {
+		return nil, err
+	}
+	pod := &Pod{Namespaces: map[specs.LinuxNamespaceType]*os.File{}}
+	for _, n := range podNamespaces {
+		if b.cloneflags&n.flag == 0 {
+			continue
+		}
+		f, err := os.Open(filepath.Join("/proc", fmt.Sprint(p.Pid), "ns", n.file))
+		if err != nil {
+			p.discard()
+			pod.close()
+			return nil, fmt.Errorf("namespace of the pod: %w", err)
+		}
+		pod.Namespaces[n.kind] = f
+	}
+	if !c.PID {
+		p.discard()
+		return pod, nil
+	}
+	if err := p.run.Go(); err != nil {
+		p.discard()
+		pod.close()
+		return nil, err
+	}
+	p.run.Close()
+	pod.Holder = p
+	return pod, nil
+}
+
+func (p *Pod) close() {
+	for _, f := range p.Namespaces {
+		_ = f.Close()
+	}
+}

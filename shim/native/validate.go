@@ -1,0 +1,69 @@
+package native
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// validate refuses what this runtime does not do, and what no runtime could: nothing is dropped silently.
+func validate(in *input) error {
+	spec, p := in.spec, in.process
+	if p == nil || len(p.Args) == 0 || p.Args[0] == "" {
+		return fmt.Errorf("process.args: no program is named: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(p.Cwd) == 0 || p.Cwd[0] != '/' {
+		return fmt.Errorf("process.cwd: %q is not an absolute path: %w", p.Cwd, errdefs.ErrInvalidArgument)
+	}
+	if spec.Linux == nil {
+		return fmt.Errorf("linux: the section is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	seen := map[specs.LinuxNamespaceType]bool{}
+	for _, n := range spec.Linux.Namespaces {
+		if seen[n.Type] {
+			return fmt.Errorf("linux.namespaces: %s is named twice: %w", n.Type, errdefs.ErrInvalidArgument)
+		}
+		seen[n.Type] = true
+	}
+	if !seen[specs.MountNamespace] {
+		return fmt.Errorf("linux.namespaces: a mount namespace is required: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, u := range unsupported(spec, p, seen) {
+		if u.asked {
+			return fmt.Errorf("%s is not supported: %w", u.field, errdefs.ErrNotImplemented)
+		}
+	}
+	return nil
+}
+
+type request struct {
+	field string
+	asked bool
+}
+
+func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxNamespaceType]bool) []request {
+	l := spec.Linux
+	var mountPath bool
+	for _, n := range l.Namespaces {
+		mountPath = mountPath || n.Type == specs.MountNamespace && n.Path != ""
+	}
+	h := spec.Hooks
+	return []request{
+		{"linux.namespaces user", namespaces[specs.UserNamespace]},
+		{"linux.namespaces time", namespaces[specs.TimeNamespace]},
+		{"linux.namespaces mount with a path", mountPath},
+		{"linux.uidMappings", len(l.UIDMappings)+len(l.GIDMappings) > 0},
+		{"linux.intelRdt", l.IntelRdt != nil},
+		{"linux.personality", l.Personality != nil},
+		{"linux.memoryPolicy", l.MemoryPolicy != nil},
+		{"linux.netDevices", len(l.NetDevices) > 0},
+		{"linux.mountLabel", l.MountLabel != ""},
+		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
+		{"hooks", h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0}, //nolint:staticcheck // prestart is deprecated, not gone
+		{"process.scheduler", p.Scheduler != nil},
+		{"process.ioPriority", p.IOPriority != nil},
+		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
+		{"vm, solaris, windows or zos", spec.VM != nil || spec.Solaris != nil || spec.Windows != nil || spec.ZOS != nil},
+	}
+}
