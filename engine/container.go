@@ -134,7 +134,7 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 		return fmt.Errorf("pod %s was stopped meanwhile: %w", c.PodID, errdefs.ErrFailedPrecondition)
 	}
 	dir := e.store.containerDir(c.PodID, c.ID)
-	if err := makeDir(dir, 0o711); err != nil {
+	if err := makeDir(dir, 0o700); err != nil {
 		return fmt.Errorf("container's directory: %w", err)
 	}
 	if err := e.store.saveContainer(record); err != nil {

@@ -107,11 +107,11 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg: cfg, log: cfg.Log, store: store{pods: filepath.Join(cfg.StateDir, "pods")}, ops: newOperations(),
 		resync: make(chan struct{}, 1), pods: map[string]*pod{}, containers: map[string]*container{},
 	}
-	for _, dir := range []string{cfg.StateDir, e.store.pods} {
-		// Containers' files are reached through here by the processes' own users.
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
+	if err := os.MkdirAll(cfg.StateDir, 0o711); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := makeDir(e.store.pods, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
 	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {

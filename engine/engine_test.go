@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -460,4 +461,74 @@ func TestManyAtOnce(t *testing.T) {
 	eventually(t, "all are gone", func() bool { return len(e.Pods(PodFilter{})) == 0 })
 	must(t, e.Close())
 	nothingLeft(t, w, dir)
+}
+
+func TestOnlyRootLooksIntoPods(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	e := open(t, w, dir)
+	podID, _ := runningContainer(t, e, "a")
+	info, err := os.Stat(filepath.Join(dir, "pods"))
+	must(t, err)
+	if info.Mode().Perm() != 0o700 {
+		t.Errorf("pods has mode %s: what a container's root leaves in its shared memory can be run by anyone", info.Mode())
+	}
+	info, err = os.Stat(filepath.Join(dir, "pods", podID, "shm"))
+	must(t, err)
+	if info.Mode().Perm() != 0o777 || info.Mode()&os.ModeSticky == 0 {
+		t.Errorf("shm has mode %s", info.Mode())
+	}
+}
+
+func TestAStopOfALostContainerEnds(t *testing.T) {
+	w := newWorld()
+	e := open(t, w, t.TempDir())
+	_, id := runningContainer(t, e, "a")
+	w.mu.Lock()
+	delete(w.procs, id)
+	w.mu.Unlock()
+	must(t, e.StopContainer(background, id, time.Hour))
+	if c, _ := e.Container(id); c.Reason != ReasonExitUnknown || c.ExitCode != 255 {
+		t.Errorf("container is %+v", c)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	w := newWorld()
+	e := open(t, w, t.TempDir())
+	for i := range 5 {
+		runningContainer(t, e, fmt.Sprint("pod-", i))
+	}
+	must(t, e.Drain(background, time.Second))
+	if n := len(e.Pods(PodFilter{State: PodReady})); n != 0 {
+		t.Errorf("%d pods are ready", n)
+	}
+	for _, c := range e.Containers(ContainerFilter{}) {
+		if c.State != ContainerExited || c.ExitCode != 143 {
+			t.Errorf("a container is %s with code %d: it was not asked to end first", c.State, c.ExitCode)
+		}
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for range 3 {
+		e := open(t, newWorld(), t.TempDir())
+		podID, _ := runningContainer(t, e, "a")
+		must(t, e.StopPod(background, podID))
+		must(t, e.Close())
+		if _, err := e.RunPod(background, aPod("late")); !errdefs.IsUnavailable(err) {
+			t.Errorf("a call after Close: %v", err)
+		}
+	}
+	eventually(t, "all goroutines have ended", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// BenchmarkPodCycle is what the engine itself costs: the seams answer at once.
+func BenchmarkPodCycle(b *testing.B) {
+	e := open(b, newWorld(), b.TempDir())
+	for i := 0; b.Loop(); i++ {
+		podID, _ := runningContainer(b, e, fmt.Sprint("pod-", i))
+		must(b, e.StopPod(background, podID))
+		must(b, e.RemovePod(background, podID))
+	}
 }

@@ -83,7 +83,9 @@ func newExit(x *api.Exit) *exitRecord {
 // store is the directories of the records. It keeps nothing in memory. A record has one writer at a time: the
 // operation that runs on its pod or container.
 type store struct {
-	pods string // <state>/pods
+	// pods is <state>/pods. Only root may look into it: a pod's shared memory is in there, and with it what a container's
+	// root can make, such as setuid programs.
+	pods string
 }
 
 func (s store) podDir(pod string) string { return filepath.Join(s.pods, pod) }
@@ -108,7 +110,7 @@ func (s store) saveContainer(r containerRecord) error {
 
 // makePodDir makes a pod's directory and its shared memory.
 func (s store) makePodDir(pod string) error {
-	if err := makeDir(s.podDir(pod), 0o711); err != nil {
+	if err := makeDir(s.podDir(pod), 0o700); err != nil {
 		return err
 	}
 	// Everyone in the pod may make segments, as in /dev/shm; the umask must not take that away.

@@ -82,10 +82,11 @@ func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record contai
 		})
 	}
 	err := start()
-	if !errdefs.IsNotFound(err) || len(record.PodNamespaces) == 0 {
+	if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) || len(record.PodNamespaces) == 0 {
 		return answer, err
 	}
-	e.log.Warn("the shim does not know the pod's namespaces: they are made anew", "pod", pod.Pod.ID, "error", err)
+	// The shim may have lost the pod, or it is something else that is missing: once more with the pod there will tell.
+	e.log.Debug("a container is started once more, with its pod's namespaces made sure of", "container", r.Id, "error", err)
 	sysctls, sysctlErr := spec.PodSysctls(&pod.Pod, e.cfg.DefaultSysctls)
 	if sysctlErr != nil {
 		return nil, sysctlErr

@@ -167,12 +167,12 @@ func (e *Engine) kill(ctx context.Context, id string, c *container) error {
 	}
 }
 
-// signal sends a signal. A container that the shim does not know is looked for in its list.
+// signal sends a signal. A container that the shim does not know, or knows not to run, is looked for in its list.
 func (e *Engine) signal(ctx context.Context, id string, signal int32, all bool) error {
 	err := e.shim(ctx, func(ctx context.Context) error {
 		return e.cfg.Shims.Signal(ctx, &api.SignalRequest{Id: id, Signal: signal, All: all})
 	})
-	if errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		e.wakeFollow()
 		return nil
 	}
