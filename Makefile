@@ -1,0 +1,66 @@
+# criserver. `make help` lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v//;/^[0-9]*\./!s/^/0.1.0-dev+/')
+PREFIX  ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= /etc/systemd/system
+FUZZTIME ?= 10s
+
+GO       = go
+PROGRAMS = criserver criserver-shim criserver-keeper criserver-cni
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+BINDIR   = $(DESTDIR)$(PREFIX)/bin
+
+export CGO_ENABLED = 0
+
+.DEFAULT_GOAL := build
+.PHONY: help build test full unit e2e bench lint fuzz vm-test demo install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## static programs in bin/
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+test: build ## all that CI runs: lint, unit, e2e, crictl-walk, fuzz, vm-test (as root, 20-40 min)
+	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk fuzz vm-test
+
+full: FUZZTIME = 2m
+full: test bench ## test with longer fuzzing, and bench
+
+unit: ## tests of the packages (as root)
+	$(GO) run ./hack/ci unit
+
+e2e: build ## tests of the real daemon, as its client (as root)
+	$(GO) run ./hack/ci e2e
+
+bench: build ## figures: pod up and down, exec
+	hack/bench/run
+
+lint: ## gofmt, vet, staticcheck, cross-build for arm64
+	$(GO) run ./hack/ci lint
+
+fuzz: ## every fuzz target for FUZZTIME
+	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) fuzz
+
+vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual machine
+	$(GO) run ./hack/ci vm-test
+
+demo: build ## a pod with a web server on a temporary daemon, step by step (as root)
+	hack/demo/run
+
+install: build ## programs, systemd unit and default configuration; DESTDIR, PREFIX, UNITDIR
+	install -d $(BINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/criserver
+	install -m 0755 $(addprefix bin/,criserver criserver-shim criserver-keeper) $(BINDIR)
+	install -D -m 0755 bin/criserver-cni $(DESTDIR)/opt/cni/bin/criserver
+	sed 's#@BINDIR@#$(PREFIX)/bin#' packaging/criserver.service > $(DESTDIR)$(UNITDIR)/criserver.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/criserver.service
+	test -e $(DESTDIR)/etc/criserver/config.toml || \
+		install -m 0644 cmd/criserver/config/default.toml $(DESTDIR)/etc/criserver/config.toml
+
+uninstall: ## what install put there, except the configuration; drain and stop the daemon first
+	rm -f $(addprefix $(BINDIR)/,criserver criserver-shim criserver-keeper) $(DESTDIR)/opt/cni/bin/criserver
+	rm -f $(DESTDIR)$(UNITDIR)/criserver.service
+
+clean: ## what build and the tests made in the tree
+	rm -rf bin hack/cache

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// vmDir keeps what is copied into the virtual machine.
+const vmDir = "hack/cache/vm"
+
+// command runs a program with its output on out, and more environment.
+func command(ctx context.Context, out io.Writer, env []string, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w", strings.Join(append([]string{name}, args...), " "), err)
+	}
+	return nil
+}
+
+// program is a step that a program of the tree does; it counts as one test.
+func program(path string, args ...string) step {
+	return func(ctx context.Context, out io.Writer) result {
+		var r result
+		r.count(command(ctx, out, nil, path, args...), out)
+		return r
+	}
+}
+
+func lint(ctx context.Context, out io.Writer) result {
+	var r result
+	r.count(formatted(ctx), out)
+	staticcheck := []string{"tool", "-modfile=hack/tools/lint/go.mod", "staticcheck", "./..."}
+	arm := []string{"GOARCH=arm64", "CGO_ENABLED=0"}
+	for _, one := range []struct {
+		env  []string
+		args []string
+	}{
+		{nil, []string{"vet", "./..."}},
+		{nil, staticcheck},
+		{arm, []string{"build", "-o", os.DevNull, "./cmd/..."}},
+		{arm, []string{"vet", "./..."}},
+	} {
+		r.count(command(ctx, out, one.env, "go", one.args...), out)
+	}
+	return r
+}
+
+func formatted(ctx context.Context) error {
+	files, err := exec.CommandContext(ctx, "git", "ls-files", "*.go").Output()
+	if err != nil { // a tree without git, from an archive
+		files = []byte(".")
+	}
+	names, err := exec.CommandContext(ctx, "gofmt", append([]string{"-l"}, strings.Fields(string(files))...)...).Output()
+	if err != nil {
+		return fmt.Errorf("gofmt: %w", err)
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("gofmt -w is missing: %s", strings.Join(strings.Fields(string(names)), " "))
+	}
+	return nil
+}
+
+func packages(ctx context.Context) ([]string, error) {
+	list, err := exec.CommandContext(ctx, "go", "list", "./...").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	return strings.Fields(string(list)), nil
+}
+
+// unit runs every test that is not end to end. Many of them work on the kernel, as root, each in namespaces and cgroups
+// of its own.
+func unit(ctx context.Context, out io.Writer) result {
+	all, err := packages(ctx)
+	if err != nil {
+		var r result
+		r.count(err, out)
+		return r
+	}
+	args := []string{"-timeout", "15m"}
+	for _, p := range all {
+		if !strings.Contains(p, "/test/e2e") {
+			args = append(args, p)
+		}
+	}
+	return goTest(ctx, out, args...)
+}
+
+func endToEnd(ctx context.Context, out io.Writer) result {
+	return goTest(ctx, out, "-count=1", "-timeout", "20m", "./test/e2e/...")
+}
+
+var fuzzTarget = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
+
+// fuzz runs each target by itself, as go test wants it. Minimising is kept short: it would take the whole time whenever
+// coverage depends on the order of a map.
+func fuzz(duration time.Duration) step {
+	return func(ctx context.Context, out io.Writer) result {
+		var r result
+		files, err := filepath.Glob("*/*_test.go")
+		for _, pattern := range []string{"*/*/*_test.go", "*/*/*/*_test.go"} {
+			more, _ := filepath.Glob(pattern)
+			files = append(files, more...)
+		}
+		if err != nil || len(files) == 0 {
+			r.count(fmt.Errorf("no test files found: %v", err), out)
+			return r
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				r.count(err, out)
+			}
+			for _, match := range fuzzTarget.FindAllSubmatch(text, -1) {
+				r.count(fuzzOne(ctx, out, "./"+filepath.Dir(file), string(match[1]), duration), out)
+			}
+		}
+		return r
+	}
+}
+
+func fuzzOne(ctx context.Context, out io.Writer, dir, name string, duration time.Duration) error {
+	var log bytes.Buffer
+	err := command(ctx, &log, nil, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$",
+		"-fuzztime", duration.String(), "-fuzzminimizetime", "20x", dir)
+	if err != nil {
+		fmt.Fprint(out, log.String())
+		return err
+	}
+	fmt.Fprintf(out, "ok   %s %s\n", dir, name)
+	return nil
+}
+
+// virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2.
+func virtualMachine(ctx context.Context, out io.Writer) result {
+	var r result
+	static := []string{"CGO_ENABLED=0"}
+	images := filepath.Join(vmDir, "testimages")
+	for _, one := range [][]string{
+		{"go", "test", "-c", "-o", filepath.Join(vmDir, "e2e.test"), "./test/e2e"},
+		{"go", "build", "-o", images, "./hack/testimages"},
+		{images, "build", "-o", "hack/cache/images"},
+	} {
+		if err := command(ctx, out, static, one[0], one[1:]...); err != nil {
+			r.count(err, out)
+			return r
+		}
+	}
+	args := []string{
+		"-add", "bin:/opt/bin", "-add", filepath.Join(vmDir, "e2e.test") + ":/opt/e2e.test",
+		"-add", images + ":/opt/testimages", "-add", "hack/cache/images:/opt/images",
+		"-env", "E2E_BIN_DIR=/opt/bin", "-env", "E2E_TESTIMAGES=/opt/testimages", "-env", "E2E_IMAGES_DIR=/opt/images",
+		"--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m",
+	}
+	return verbose(ctx, out, "hack/vm/run", args...)
+}
