@@ -181,30 +181,40 @@ func (c *compiler) target(destination string, directory bool) plan.Reg {
 	return r
 }
 
-// makePath makes what is missing of a path and opens its end. A symbolic link that leads to nothing is not made good.
+// makePath makes what is missing of a path, whose end is missing, and opens it. A symbolic link that leads to nothing is
+// not made good.
 func (c *compiler) makePath(r plan.Reg, root any, clean string, directory bool) {
 	parts := strings.Split(clean, "/")
-	parent, parentReg := root, plan.Reg(0)
-	for i, part := range parts {
+	last := len(parts) - 1
+	parent := root
+	for i, part := range parts[:last] {
 		here, there := c.Label(), c.Label()
 		next := c.Reg()
 		c.Openat2(next, root, strings.Join(parts[:i+1], "/"), unix.O_PATH, inRoot, plan.Else(here, unix.ENOENT), plan.Then(there))
 		c.Mark(here)
-		if i < len(parts)-1 || directory {
-			c.Mkdirat(parent, part, 0o755, plan.Accept(unix.EEXIST))
-		} else {
-			c.Mknodat(parent, part, unix.S_IFREG|0o644, 0, plan.Accept(unix.EEXIST))
-		}
-		c.Openat2(next, parent, part, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+		c.Mkdirat(parent, part, 0o755, plan.Accept(unix.EEXIST))
+		c.openMade(next, parent, part)
 		c.Mark(there)
-		if parentReg != 0 {
-			c.Close(parentReg)
-		}
-		parent, parentReg = next, next
+		c.closeParent(parent, root)
+		parent = next
 	}
-	c.SimpleOr(nil, unix.SYS_FCNTL, "fcntl", parentReg, unix.F_DUPFD_CLOEXEC, 0)
-	c.SetResult(r)
-	c.Close(parentReg)
+	if directory {
+		c.Mkdirat(parent, parts[last], 0o755, plan.Accept(unix.EEXIST))
+	} else {
+		c.Mknodat(parent, parts[last], unix.S_IFREG|0o644, 0, plan.Accept(unix.EEXIST))
+	}
+	c.openMade(r, parent, parts[last])
+	c.closeParent(parent, root)
+}
+
+func (c *compiler) openMade(r plan.Reg, parent any, name string) {
+	c.Openat2(r, parent, name, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+}
+
+func (c *compiler) closeParent(parent, root any) {
+	if parent != root {
+		c.Close(parent.(plan.Reg))
+	}
 }
 
 // filesystem makes a filesystem of its own.

@@ -85,9 +85,30 @@ type Process struct {
 
 // Create makes a container whose process waits for Start. When it fails nothing is left but the cgroup, which is the caller's.
 func (r *Runtime) Create(ctx context.Context, c Config) (*Process, error) {
-	in, extra, err := r.input(c.Spec, c.Spec.Process, c.Cgroup)
+	b, extra, err := r.compile(c)
 	if err != nil {
 		return nil, err
+	}
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: extra, cgroup: c.Cgroup, waits: true})
+}
+
+// Plan is the text of what Create would do.
+func (r *Runtime) Plan(c Config) (string, error) {
+	b, _, err := r.compile(c)
+	if err != nil {
+		return "", err
+	}
+	text := b.plan.Text()
+	for _, w := range b.warnings {
+		text += "# warning: " + w + "\n"
+	}
+	return text, nil
+}
+
+func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
+	in, extra, err := r.input(c.Spec, c.Spec.Process, c.Cgroup)
+	if err != nil {
+		return nil, nil, err
 	}
 	in.rootfs = c.Rootfs
 	if in.rootfs == nil && c.Spec.Root != nil {
@@ -100,10 +121,7 @@ func (r *Runtime) Create(ctx context.Context, c Config) (*Process, error) {
 		}
 	}
 	b, err := compileCreate(in)
-	if err != nil {
-		return nil, err
-	}
-	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: extra, cgroup: c.Cgroup, waits: true})
+	return b, extra, err
 }
 
 // ExecConfig is a further process for a container. Files stay the caller's.

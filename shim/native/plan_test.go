@@ -1,0 +1,141 @@
+package native
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/seccomp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var (
+	newKernel = Host{LowerdirPlus: true, ProcPidns: true, Capabilities: 1<<41 - 1, LastCapability: 40, LeastOOMScoreAdj: -1000}
+	oldKernel = Host{Capabilities: 1<<41 - 1 - 1<<unix.CAP_SYS_RESOURCE, LastCapability: 40}
+)
+
+func goldenInput(spec *specs.Spec, host Host) *input {
+	return &input{
+		spec: spec, process: spec.Process, host: host, joined: map[specs.LinuxNamespaceType]int{},
+		rootfs: &Mount{Type: "overlay", Options: []string{"lowerdir=/l/layers/2:/l/layers/1", "upperdir=/l/active/7/fs", "workdir=/l/active/7/work", "index=off", "volatile"}},
+		tasks:  []string{"/sys/fs/cgroup/memory/pod/box/tasks", "/sys/fs/cgroup/cpu/pod/box/tasks"}, unified: "/sys/fs/cgroup/unified/pod/box",
+		filter:      &seccomp.Program{Filter: make([]unix.SockFilter, 7)},
+		isDirectory: func(path string) (bool, error) { return !strings.HasSuffix(path, "file"), nil },
+	}
+}
+
+func goldenSpec() *specs.Spec {
+	spec := baseSpec("run")
+	spec.Linux.CgroupsPath = "/pod/box"
+	spec.Process.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7}}
+	spec.Process.Cwd = "/srv/app"
+	adjust := -500
+	spec.Process.OOMScoreAdj = &adjust
+	spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmax": "5000"}
+	spec.Mounts = append(spec.Mounts,
+		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		specs.Mount{Destination: "/etc/hosts", Type: "bind", Source: "/run/pod/hosts.file", Options: []string{"rbind", "ro"}},
+		specs.Mount{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rro", "rslave", "nodev"}})
+	return spec
+}
+
+// TestPlans compares whole plans with the golden files, which read like an strace of a container's start.
+func TestPlans(t *testing.T) {
+	for name, compile := range map[string]func() (*built, error){
+		"create": func() (*built, error) { return compileCreate(goldenInput(goldenSpec(), newKernel)) },
+		"create-old-kernel-no-nnp-tty": func() (*built, error) {
+			spec := goldenSpec()
+			spec.Process.NoNewPrivileges = false
+			spec.Process.Terminal = true
+			spec.Root.Readonly = true
+			return compileCreate(goldenInput(spec, oldKernel))
+		},
+		"create-shared-pid": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.joined = map[specs.LinuxNamespaceType]int{specs.PIDNamespace: 6, specs.IPCNamespace: 7}
+			return compileCreate(in)
+		},
+		"create-shared-pid-old-kernel": func() (*built, error) {
+			in := goldenInput(goldenSpec(), oldKernel)
+			in.joined = map[specs.LinuxNamespaceType]int{specs.PIDNamespace: 6}
+			in.tasks, in.unified = nil, "/sys/fs/cgroup/pod/box"
+			return compileCreate(in)
+		},
+		"exec": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.target = 6
+			return compileExec(in)
+		},
+		"pod": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			return compilePod(in, PodConfig{IPC: true, UTS: true, PID: true, Hostname: "box", Netns: "/var/run/netns/x", Sysctls: map[string]string{"net.core.somaxconn": "9"}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := compile()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.plan.Encode(); err != nil {
+				t.Fatal(err)
+			}
+			got := b.plan.Text() + strings.Join(append([]string{"warnings:"}, b.warnings...), "\n") + "\n"
+			file := filepath.Join("testdata", name+".plan")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
+				t.Errorf("the plan is not the golden one (go test -update writes it anew):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A compiler never panics, and what it accepts can be encoded, whatever the spec says.
+func FuzzCompile(f *testing.F) {
+	for _, spec := range []*specs.Spec{baseSpec("run"), goldenSpec()} {
+		b, err := json.Marshal(spec)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b, true)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, old bool) {
+		var spec specs.Spec
+		if json.Unmarshal(b, &spec) != nil {
+			return
+		}
+		host := newKernel
+		if old {
+			host = oldKernel
+		}
+		in := goldenInput(&spec, host)
+		if validate(in) != nil {
+			return
+		}
+		for _, compile := range []func(*input) (*built, error){compileCreate, compileExec} {
+			built, err := compile(in)
+			if err != nil {
+				continue
+			}
+			if built.plan.Text() == "" {
+				t.Error("an empty plan")
+			}
+			_, _ = built.plan.Encode() // an error is fine: a NUL in a string, too many mounts
+		}
+	})
+}
