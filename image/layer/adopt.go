@@ -24,7 +24,7 @@ func Adopt(ctx context.Context, dir *os.File, result *Result, parents []string) 
 		return fmt.Errorf("adopt layer: %w", err)
 	}
 	defer lower.close()
-	a := &adopter{tree: newTree(int(dir.Fd())), lower: lower, implied: map[string]bool{}}
+	a := &adopter{tree: newTree(int(dir.Fd())), lower: lower, implied: map[string]bool{}, opaque: map[string]bool{}}
 	defer a.tree.close()
 	if err := a.run(ctx, result); err != nil {
 		return withKind(fmt.Errorf("adopt layer: %w", err))
@@ -43,6 +43,7 @@ type adopter struct {
 	lower   *stack
 	implied map[string]bool // as Result.Implied, kept right while directories move
 	queue   []string        // implied directories not yet looked at, parents before children
+	opaque  map[string]bool // what hides has found since a directory last moved
 }
 
 // run first moves and makes what changes directories, then sets attributes, so that times stay.
@@ -114,7 +115,8 @@ func (a *adopter) openMade(path string) (fd int, canon string, err error) {
 
 // below looks a path up in the layers below, without following links. Nothing is found where this layer hides them.
 func (a *adopter) below(path string, use func(e *element) error) error {
-	hidden, err := a.hidden(path)
+	parent, _ := splitPath(path)
+	hidden, err := a.hides(parent)
 	if hidden || err != nil {
 		return err
 	}
@@ -130,25 +132,39 @@ func (a *adopter) below(path string, use func(e *element) error) error {
 	return use(&e)
 }
 
-// hidden says whether an ancestor of path in this layer is opaque.
-func (a *adopter) hidden(path string) (bool, error) {
-	for parent, _ := splitPath(path); ; parent, _ = splitPath(parent) {
-		fd, err := a.open(parent)
-		if errors.Is(err, unix.ENOENT) {
-			continue // not in this layer at all
-		}
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			return true, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		yes, err := isOpaque(fd)
-		unix.Close(fd)
-		if yes || err != nil || parent == "" {
-			return yes, err
-		}
+// hides says whether this layer hides what the layers below have in a directory: it, or one that it is in, is opaque or
+// not a directory.
+func (a *adopter) hides(dir string) (bool, error) {
+	if yes, known := a.opaque[dir]; known {
+		return yes, nil
 	}
+	yes, err := false, error(nil)
+	if dir != "" {
+		parent, _ := splitPath(dir)
+		yes, err = a.hides(parent)
+	}
+	if !yes && err == nil {
+		yes, err = a.isOpaque(dir)
+	}
+	if err == nil {
+		a.opaque[dir] = yes
+	}
+	return yes, err
+}
+
+func (a *adopter) isOpaque(dir string) (bool, error) {
+	fd, err := a.open(dir)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil // not in this layer at all
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	return isOpaque(fd)
 }
 
 // relocate moves what an implied directory holds when the layers below have a link to a directory in its place.
@@ -190,6 +206,7 @@ func (a *adopter) move(from, target string) error {
 	}
 	defer unix.Close(dir)
 	a.tree.stale = true
+	clear(a.opaque)
 	m := &mover{moved: map[string]string{}}
 	err = keepTimes(dir, func() error { return m.merge(at{dir, base, from}, to, canon) })
 	if err != nil {

@@ -270,8 +270,11 @@ func (w *writer) hardlink(p at, hdr *tar.Header) error {
 	return nil
 }
 
-// maxPendingLinks bounds the memory for links into the layers below, which are rare.
-const maxPendingLinks = 100_000
+// Links into the layers below and directories without an entry are rare, and Adopt looks each up in all layers.
+const (
+	maxPendingLinks = 100_000
+	maxImplied      = 100_000
+)
 
 // whiteout hides target in the layers below. What this layer itself has there stays, as image-spec wants it.
 func (w *writer) whiteout(target string) error {
@@ -343,6 +346,9 @@ func (w *writer) finish(ctx context.Context, dir *os.File) error {
 		}
 	}
 	w.pending()
+	if len(w.result.Implied) > maxImplied {
+		return refuse("the layer has more than %d directories without an entry", maxImplied)
+	}
 	// A name that sorts before another is never beneath it.
 	slices.Sort(w.result.Implied)
 	if !w.tree.removed {
