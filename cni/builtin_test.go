@@ -22,12 +22,11 @@ import (
 	"github.com/criserver/criserver/cni/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { hosttest.Main(m) }
-
 // host is a state directory and a directory of namespaces that several Networks, one after the other, use.
 type host struct {
 	state, netns string
 	cidrs        []netip.Prefix
+	bins         []string // of plugins, for what another mode attached
 }
 
 // newHost proves, at the end of the test, that a new Network on what the test left removes everything.
@@ -49,7 +48,7 @@ func newHost(t testing.TB) *host {
 
 func (h *host) open(t testing.TB) *cni.Network {
 	t.Helper()
-	n, err := cni.New(context.Background(), cni.Config{StateDir: h.state, NetnsDir: h.netns, PodCIDRs: h.cidrs,
+	n, err := cni.New(context.Background(), cni.Config{StateDir: h.state, NetnsDir: h.netns, PodCIDRs: h.cidrs, BinDirs: h.bins,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		t.Fatal(err)

@@ -392,12 +392,12 @@ func (n *Network) Reconcile(ctx context.Context, known []string) error {
 			errs = append(errs, n.Detach(ctx, id))
 		}
 	}
+	if n.cfg.Mode == ModeCNI { // first: plugins need the namespaces
+		errs = append(errs, n.lists.gc(ctx, n.snapshot))
+	}
 	errs = append(errs, n.unpinStrays(ctx))
 	if n.plugin != nil {
 		n.plugin.RemoveStrays(n.knowsInterface)
-	}
-	if n.cfg.Mode == ModeCNI {
-		errs = append(errs, n.lists.gc(ctx, n.snapshot))
 	}
 	return errors.Join(errs...)
 }
@@ -428,8 +428,11 @@ func (n *Network) unpinStrays(ctx context.Context) error {
 }
 
 // Close ends the goroutines and closes the listeners. Pods stay attached. When none is, bridges and rules are removed.
-// No other method may be under way or follow.
+// It may be repeated; no other method may be under way or follow.
 func (n *Network) Close() error {
+	if n.ctx.Err() != nil {
+		return nil
+	}
 	n.cancel()
 	n.tasks.Wait()
 	n.pool.Close()

@@ -26,25 +26,37 @@ const (
 	Host6, Outside6 = "fd00:99::1", "fd00:99::2"
 )
 
+var atExit []func()
+
+// AtExit has f run when Main ends.
+func AtExit(f func()) { atExit = append(atExit, f) }
+
+func exit(code int) {
+	for _, f := range atExit {
+		f()
+	}
+	os.Exit(code)
+}
+
 // Main is what TestMain calls. Without root it runs the tests where they are; those that need the host skip.
 func Main(m *testing.M) {
 	if os.Getenv(marker) != "" || os.Getuid() != 0 {
-		os.Exit(inside(m))
+		exit(inside(m))
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), marker+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	err := cmd.Run()
-	var exit *exec.ExitError
+	var failed *exec.ExitError
 	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
+	case errors.As(err, &failed):
+		exit(failed.ExitCode())
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "run the tests in namespaces of their own:", err)
-		os.Exit(1)
+		exit(1)
 	}
-	os.Exit(0)
+	exit(0)
 }
 
 func inside(m *testing.M) int {
