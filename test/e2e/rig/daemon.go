@@ -1,0 +1,206 @@
+package rig
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxMessage is what a kubelet receives at most, bytes.
+const maxMessage = 16 << 20
+
+// StartRegistry serves the test images until the place ends and answers with its address on loopback.
+func (p *Place) StartRegistry() (string, error) {
+	cmd := exec.Command(p.TestImages, "serve", "-dir", p.ImagesDir, "-listen", "127.0.0.1:5000")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("registry: %w", err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	if !ok {
+		return "", fmt.Errorf("registry: it says %q, not where it listens: %w", line, err)
+	}
+	return addr, nil
+}
+
+// Daemon is one criserver with directories, a bridge and a cgroup of its own. Its methods are for one goroutine.
+type Daemon struct {
+	Runtime runtimev1.RuntimeServiceClient
+	Images  runtimev1.ImageServiceClient
+
+	RootDir  string
+	StateDir string
+	NetnsDir string
+	LogFile  string // what it writes on standard error, over all its lives
+	Config   string // path of its configuration file
+
+	place  *Place
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when the process was reaped
+	err    error         // its end; read after exited
+	conn   *grpc.ClientConn
+}
+
+// Socket is the path of the CRI socket.
+func (d *Daemon) Socket() string { return filepath.Join(d.StateDir, "criserver.sock") }
+
+// NewDaemon writes a configuration for a daemon called name (a few letters) and starts it. A place has one daemon at a
+// time, because the bridge and the directory of network namespaces are the same for all.
+func (p *Place) NewDaemon(ctx context.Context, name string) (*Daemon, error) {
+	base := filepath.Join(p.Dir, name)
+	d := &Daemon{
+		place: p, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
+		NetnsDir: filepath.Join(p.Dir, "run", "netns"), LogFile: filepath.Join(base, "criserver.log"),
+		Config: filepath.Join(base, "config.toml"),
+	}
+	for _, dir := range []string{d.RootDir, d.StateDir, d.NetnsDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	text := fmt.Sprintf(`root = %q
+state = %q
+[log]
+level = "debug"
+[workload]
+cgroup_parent = %q
+[network]
+netns_dir = %q
+`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.NetnsDir)
+	if err := os.WriteFile(d.Config, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	var err error
+	d.conn, err = grpc.NewClient("unix:"+d.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	if err != nil {
+		return nil, err
+	}
+	d.Runtime, d.Images = runtimev1.NewRuntimeServiceClient(d.conn), runtimev1.NewImageServiceClient(d.conn)
+	return d, d.Start(ctx)
+}
+
+// Start starts the daemon and waits until it answers. It may be called again after Kill or Stop.
+func (d *Daemon) Start(ctx context.Context) error {
+	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	d.cmd = exec.Command(filepath.Join(d.place.BinDir, "criserver"), "--config", d.Config)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Dir = "/"
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := d.cmd.Start(); err != nil {
+		return err
+	}
+	d.exited = make(chan struct{})
+	go func(cmd *exec.Cmd, exited chan struct{}) {
+		d.err = cmd.Wait()
+		close(exited)
+	}(d.cmd, d.exited)
+	return d.waitReady(ctx)
+}
+
+func (d *Daemon) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var last error
+	for {
+		select {
+		case <-d.exited:
+			return fmt.Errorf("the daemon ended at its start: %v\n%s", d.err, d.LogTail(20))
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not answer: %w, last: %v\n%s", ctx.Err(), last, d.LogTail(20))
+		case <-time.After(10 * time.Millisecond):
+		}
+		// A plain connection first: gRPC backs off after a refused one for longer than a start takes.
+		conn, err := net.Dial("unix", d.Socket())
+		if err != nil {
+			last = err
+			continue
+		}
+		conn.Close()
+		d.conn.ResetConnectBackoff()
+		if _, last = d.Runtime.Version(ctx, &runtimev1.VersionRequest{}, grpc.WaitForReady(true)); last == nil {
+			return nil
+		}
+	}
+}
+
+// PID is the daemon's process.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Stop asks the daemon to end and waits; workloads run on. One that has ended already is no error.
+func (d *Daemon) Stop() error {
+	if errors.Is(d.cmd.Process.Signal(syscall.SIGTERM), os.ErrProcessDone) {
+		return nil
+	}
+	select {
+	case <-d.exited:
+		return d.err
+	case <-time.After(15 * time.Second):
+		d.Kill()
+		return errors.New("the daemon did not end within 15 s of SIGTERM")
+	}
+}
+
+// Kill ends the daemon by SIGKILL and waits.
+func (d *Daemon) Kill() {
+	_ = d.cmd.Process.Kill()
+	<-d.exited
+}
+
+// Remove deletes the directories of a daemon that was stopped, and lets go of the connection.
+func (d *Daemon) Remove() error {
+	_ = d.conn.Close() // it may have been closed before
+	return errors.Join(os.RemoveAll(filepath.Dir(d.RootDir)), os.RemoveAll(d.StateDir))
+}
+
+// LogTail is the last n lines of the daemon's log.
+func (d *Daemon) LogTail(n int) string {
+	text, err := os.ReadFile(d.LogFile)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// ShimPID and KeeperPID find the processes that serve this daemon by their program's name. A place that runs several
+// daemons at once has several; only the first is found. 0: there is none.
+func (d *Daemon) ShimPID() int { return d.byName("criserver-shim") }
+
+// KeeperPID is as ShimPID.
+func (d *Daemon) KeeperPID() int { return d.byName("criserver-keeper") }
+
+func (d *Daemon) byName(name string) int {
+	all, err := Processes()
+	if err != nil {
+		return 0
+	}
+	for _, p := range all {
+		if p.Exe == filepath.Join(d.place.BinDir, name) {
+			return p.PID
+		}
+	}
+	return 0
+}
