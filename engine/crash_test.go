@@ -29,14 +29,25 @@ func scenario(t *testing.T, e *Engine) {
 		}
 		t.Fatalf("%s fails again and again: %v", what, err)
 	}
+	p := aPod("a")
 	for attempt := uint32(0); ; attempt++ {
 		if attempt > 3 {
 			t.Fatal("no container comes to run")
 		}
-		again("RunPod", func() (err error) { podID, err = e.RunPod(background, aPod("a")); return err })
+		again("RunPod", func() (err error) {
+			if podID, err = e.RunPod(background, p); errdefs.IsAlreadyExists(err) {
+				p.Attempt++ // it was stopped before
+			}
+			return err
+		})
 		c := aContainer(podID, "main")
 		c.Attempt = attempt
-		again("CreateContainer", func() (err error) { id, err = e.CreateContainer(background, c); return err })
+		again("CreateContainer", func() (err error) {
+			if id, err = e.CreateContainer(background, c); errdefs.IsAlreadyExists(err) {
+				c.Attempt++ // it has exited before
+			}
+			return err
+		})
 		if e.StartContainer(background, id) == nil || e.StartContainer(background, id) == nil {
 			break
 		}
@@ -131,10 +142,10 @@ func recovers(t *testing.T, m moment) {
 			t.Errorf("a container is %s, its process runs: %t", c.State, ran)
 		}
 	}
+	scenario(t, e) // the client goes on with what it finds
 	for _, p := range e.Pods(PodFilter{}) {
 		must(t, e.RemovePod(background, p.Pod.ID))
 	}
-	scenario(t, e)
 	must(t, e.Close())
 	nothingLeft(t, m.world, m.dir)
 }

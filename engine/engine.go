@@ -88,6 +88,10 @@ const (
 	closeWait = 10 * time.Second
 	// undoWait bounds a rollback, which goes on when the operation's context has ended.
 	undoWait = 30 * time.Second
+	// shimLimit and attachLimit bound a call of a shim or plugin that hangs, well beyond what either takes, so that no
+	// operation is stuck for good.
+	shimLimit   = 3 * time.Minute
+	attachLimit = 5 * time.Minute
 )
 
 func newID() string {
@@ -215,6 +219,8 @@ func (e *Engine) drainPod(ctx context.Context, id string, grace time.Duration) e
 // shim calls fn until it answers something else than that the shim cannot be reached, for cfg.ShimWait at most: a dead
 // shim is started again. What fn asks for must be repeatable.
 func (e *Engine) shim(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, shimLimit)
+	defer cancel()
 	giveUp := time.Now().Add(e.cfg.ShimWait)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		err := fn(ctx)

@@ -221,6 +221,8 @@ func (e *Engine) attach(ctx context.Context, p *spec.Pod) (cni.Result, error) {
 	if err != nil {
 		return cni.Result{}, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
 	result, err := e.cfg.Network.Attach(ctx, request)
 	if err != nil {
 		return cni.Result{}, fmt.Errorf("attach the network: %w", err)

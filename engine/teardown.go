@@ -16,7 +16,7 @@ import (
 // is lost; it goes on past errors, and may be run again at any time. The record is the last to go, so what could not be
 // removed is not forgotten: it stays in the state removing, and tidy tries again.
 
-// tidyEvery is how often what could not be removed is tried again.
+// tidyEvery is how often what could not be removed is tried again, and the shim's list compared with ours.
 const tidyEvery = 30 * time.Second
 
 // releaseProcess has the shim kill and forget a container.
@@ -138,7 +138,8 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	return nil
 }
 
-// tidy tries again to remove what could not be removed, until the engine is closed.
+// tidy tries again to remove what could not be removed, until the engine is closed. It has the shim's list asked for as
+// well, so that no exit is missed for good whose news was lost.
 func (e *Engine) tidy() {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
@@ -147,6 +148,7 @@ func (e *Engine) tidy() {
 		case <-e.ctx.Done():
 			return
 		case <-ticker.C:
+			e.wakeFollow()
 			if e.connected.Load() {
 				e.tidyAll(e.ctx)
 			}
