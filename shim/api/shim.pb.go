@@ -184,6 +184,7 @@ type StartPodRequest struct {
 	Pid           bool                   `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`                                   // make a pid namespace, with a holder as its init
 	CgroupsPath   string                 `protobuf:"bytes,7,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"` // where the holder goes, as linux.cgroupsPath of the OCI spec
 	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ShmSize       int64                  `protobuf:"varint,9,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"` // bytes of a tmpfs for /dev/shm that the containers share; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -272,6 +273,13 @@ func (x *StartPodRequest) GetSysctls() map[string]string {
 		return x.Sysctls
 	}
 	return nil
+}
+
+func (x *StartPodRequest) GetShmSize() int64 {
+	if x != nil {
+		return x.ShmSize
+	}
+	return 0
 }
 
 type StartPodResponse struct {
@@ -467,7 +475,8 @@ type StartRequest struct {
 	Dir string `protobuf:"bytes,3,opt,name=dir,proto3" json:"dir,omitempty"`
 	// What the root is mounted from: one overlay, or one bind. Empty: root.path of the spec is used as it is.
 	Rootfs *Mount `protobuf:"bytes,4,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
-	// Which of the pod's namespaces the container joins: "ipc", "uts", "pid". The spec names them without a path.
+	// Which of the pod's namespaces the container joins: "ipc", "uts", "pid". The spec names them without a path. With "shm"
+	// the pod's shared memory takes the place of the tmpfs that the spec has at /dev/shm.
 	PodNamespaces []string  `protobuf:"bytes,5,rep,name=pod_namespaces,json=podNamespaces,proto3" json:"pod_namespaces,omitempty"`
 	PidTarget     string    `protobuf:"bytes,6,opt,name=pid_target,json=pidTarget,proto3" json:"pid_target,omitempty"` // join the pid namespace of this container
 	LogPath       string    `protobuf:"bytes,7,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
@@ -1474,7 +1483,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
 	"keeper_pid\x18\x03 \x01(\x05R\tkeeperPid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"\xba\x02\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\xd5\x02\n" +
 	"\x0fStartPodRequest\x12\x15\n" +
 	"\x06pod_id\x18\x01 \x01(\tR\x05podId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x10\n" +
@@ -1483,7 +1492,8 @@ const file_shim_proto_rawDesc = "" +
 	"\bhostname\x18\x05 \x01(\tR\bhostname\x12\x10\n" +
 	"\x03pid\x18\x06 \x01(\bR\x03pid\x12!\n" +
 	"\fcgroups_path\x18\a \x01(\tR\vcgroupsPath\x12I\n" +
-	"\asysctls\x18\b \x03(\v2/.criserver.shim.v1.StartPodRequest.SysctlsEntryR\asysctls\x1a:\n" +
+	"\asysctls\x18\b \x03(\v2/.criserver.shim.v1.StartPodRequest.SysctlsEntryR\asysctls\x12\x19\n" +
+	"\bshm_size\x18\t \x01(\x03R\ashmSize\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +

@@ -25,6 +25,7 @@ type input struct {
 	host    Host
 	rootfs  *Mount
 	joined  map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
+	shm     int                              // the descriptor of the pod's shared memory; 0: none
 	target  int                              // exec: the descriptor of the container's pidfd
 	tasks   []string                         // files of v1 cgroups to join
 	unified string                           // directory of the v2 cgroup, which the stage is born in

@@ -138,17 +138,33 @@ func TestCreateErrorsLeaveNothing(t *testing.T) {
 }
 
 func TestPodSharesItsNamespaces(t *testing.T) {
-	r := newRuntime(t)
-	pod, err := r.NewPod(t.Context(), PodConfig{IPC: true, UTS: true, PID: true, Hostname: "together", Sysctls: map[string]string{"kernel.msgmax": "9000"}})
+	for name, detached := range map[string]bool{"as the kernel can": true, "as on older kernels": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRuntime(t)
+			r.host.CloneDetached = r.host.CloneDetached && detached
+			r.host.ProcPidns = r.host.ProcPidns && detached
+			r.host.LowerdirPlus = r.host.LowerdirPlus && detached
+			podShares(t, r)
+		})
+	}
+}
+
+func podShares(t *testing.T, r *Runtime) {
+	pod, err := r.NewPod(t.Context(), PodConfig{IPC: true, UTS: true, PID: true, ShmSize: 1 << 20, Hostname: "together", Sysctls: map[string]string{"kernel.msgmax": "9000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { pod.close(); stage.Kill(pod.Holder.Pidfd); pod.Holder.Pidfd.Close() })
 	shared := func(s *specs.Spec) Config {
-		return Config{ID: "x", Spec: s, Rootfs: rootfs(t), Namespaces: pod.Namespaces}
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"})
+		return Config{ID: "x", Spec: s, Rootfs: rootfs(t), Namespaces: pod.Namespaces, Shm: pod.Shm}
 	}
 	first := running(t, r, shared(baseSpec("sleep")))
-	spec := baseSpec("view", "/proc/1/comm", "/proc/2/cmdline", "/proc/sys/kernel/msgmax", "/proc/1/root/etc")
+	pw, out, w := create(t, r, shared(baseSpec("write", "/dev/shm/note")))
+	if text, code := finish(t, pw, out, w); code != 0 {
+		t.Fatalf("exit code %d: %s", code, text)
+	}
+	spec := baseSpec("view", "/dev/shm/note", "/proc/1/comm", "/proc/2/cmdline", "/proc/3/cmdline", "/proc/sys/kernel/msgmax", "/proc/1/root/etc")
 	p, out, w := create(t, r, shared(spec))
 	text, code := finish(t, p, out, w)
 	if code != 0 {
@@ -158,8 +174,15 @@ func TestPodSharesItsNamespaces(t *testing.T) {
 	if v.Hostname != "together" || v.Files["/proc/1/comm"] != "criserver-hold\n" || v.PidOne <= 2 || v.Files["/proc/sys/kernel/msgmax"] != "9000\n" {
 		t.Errorf("the second container sees %+v", v)
 	}
-	if !strings.HasPrefix(v.Files["/proc/2/cmdline"], "inside\x00sleep") {
-		t.Errorf("the first container is not seen as pid 2: %q", v.Files["/proc/2/cmdline"])
+	if v.Files["/dev/shm/note"] != "written" {
+		t.Errorf("shared memory: %q", v.Files["/dev/shm/note"])
+	}
+	if mounts := strings.Join(v.Mounts, "\n"); !strings.Contains(mounts, "/dev/shm tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k") {
+		t.Errorf("mounts %s", mounts)
+	}
+	// Older kernels need a process to open proc, which has pid 2 for a moment.
+	if !strings.HasPrefix(v.Files["/proc/2/cmdline"], "inside\x00sleep") && !strings.HasPrefix(v.Files["/proc/3/cmdline"], "inside\x00sleep") {
+		t.Errorf("the first container is not seen: %q", v.Files)
 	}
 	holder, err := os.ReadFile("/proc/" + strconv.Itoa(pod.Holder.Pid) + "/status")
 	if err != nil {
@@ -170,7 +193,8 @@ func TestPodSharesItsNamespaces(t *testing.T) {
 			t.Errorf("the holder's status lacks %q", want)
 		}
 	}
-	if entries, err := os.ReadDir("/proc/" + strconv.Itoa(pod.Holder.Pid) + "/root"); err != nil || len(entries) != 0 {
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(pod.Holder.Pid) + "/root")
+	if own := r.host.CloneDetached; err != nil || own != (len(entries) == 0) { // else its root is the shared memory
 		t.Errorf("the holder's root: %v, %v", entries, err)
 	}
 	if first.Pid == p.Pid {

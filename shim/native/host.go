@@ -17,6 +17,8 @@ type Host struct {
 	LowerdirPlus bool
 	// ProcPidns: proc can be mounted for another pid namespace than the mounter's (Linux 6.17).
 	ProcPidns bool
+	// CloneDetached: a mount that is attached nowhere can be copied (Linux 6.15).
+	CloneDetached bool
 	// Capabilities that we have, and can give away.
 	Capabilities uint64
 	// LastCapability is the highest number that the kernel knows.
@@ -66,6 +68,7 @@ func Probe() (Host, error) {
 	}
 	h.LowerdirPlus = takesLowerdirPlus()
 	h.ProcPidns = takesPidns()
+	h.CloneDetached = clonesDetached()
 	return h, nil
 }
 
@@ -101,3 +104,40 @@ func takesPidns() bool {
 	defer unix.Close(ns)
 	return unix.FsconfigSetFd(fs, "pidns", ns) == nil
 }
+
+func clonesDetached() bool {
+	tree, err := detachedTmpfs("4k")
+	if err != nil {
+		return false
+	}
+	defer unix.Close(tree)
+	copied, err := unix.OpenTree(tree, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return false
+	}
+	return unix.Close(copied) == nil
+}
+
+// detachedTmpfs makes a tmpfs for anyone to write to that is mounted nowhere.
+func detachedTmpfs(size string) (int, error) {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open tmpfs: %w", err)
+	}
+	defer unix.Close(fs)
+	for _, o := range tmpfsOptions(size) {
+		key, value, _ := strings.Cut(o, "=")
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return -1, fmt.Errorf("tmpfs option %s: %w", o, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("make a tmpfs: %w", err)
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, hidden)
+}
+
+func tmpfsOptions(size string) []string { return []string{"mode=1777", "size=" + size} }
+
+// hidden are the attributes of a mount from which nothing is to be run.
+const hidden = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC

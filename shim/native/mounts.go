@@ -102,6 +102,8 @@ func (c *compiler) mounts() error {
 			err = c.bind(m, o)
 		case m.Type == "cgroup" || m.Type == "cgroup2":
 			err = c.cgroupMount(m, o)
+		case c.in.shm != 0 && path.Clean(m.Destination) == "/dev/shm":
+			c.podShm(m.Destination)
 		default:
 			err = c.filesystem(m, o)
 		}
@@ -110,6 +112,22 @@ func (c *compiler) mounts() error {
 		}
 	}
 	return nil
+}
+
+// podShm attaches a copy of the mount that all containers of the pod share.
+func (c *compiler) podShm(destination string) {
+	tree := c.Reg()
+	if c.in.host.CloneDetached {
+		c.OpenTree(tree, c.in.shm, "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
+	} else {
+		home := c.Reg()
+		c.Openat(home, plan.Cwd, "/proc/self/ns/mnt", 0)
+		c.Setns(c.in.shm, unix.CLONE_NEWNS)
+		c.OpenTree(tree, plan.Cwd, "/", unix.OPEN_TREE_CLONE)
+		c.Setns(home, unix.CLONE_NEWNS)
+		c.Close(home)
+	}
+	c.attach(tree, destination, true)
 }
 
 // bind attaches a copy of a mount of the host.

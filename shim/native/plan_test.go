@@ -18,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 var (
-	newKernel = Host{LowerdirPlus: true, ProcPidns: true, Capabilities: 1<<41 - 1, LastCapability: 40, LeastOOMScoreAdj: -1000}
+	newKernel = Host{LowerdirPlus: true, ProcPidns: true, CloneDetached: true, Capabilities: 1<<41 - 1, LastCapability: 40, LeastOOMScoreAdj: -1000}
 	oldKernel = Host{Capabilities: 1<<41 - 1 - 1<<unix.CAP_SYS_RESOURCE, LastCapability: 40}
 )
 
@@ -60,6 +60,8 @@ func TestPlans(t *testing.T) {
 		},
 		"create-shared-pid": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Mounts = append(in.spec.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"})
+			in.shm = 8
 			in.joined = map[specs.LinuxNamespaceType]int{specs.PIDNamespace: 6, specs.IPCNamespace: 7}
 			return compileCreate(in)
 		},
@@ -67,6 +69,8 @@ func TestPlans(t *testing.T) {
 			in := goldenInput(goldenSpec(), oldKernel)
 			in.joined = map[specs.LinuxNamespaceType]int{specs.PIDNamespace: 6}
 			in.tasks, in.unified = nil, "/sys/fs/cgroup/pod/box"
+			in.spec.Mounts = append(in.spec.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"})
+			in.shm = 8
 			return compileCreate(in)
 		},
 		"exec": func() (*built, error) {
@@ -74,9 +78,12 @@ func TestPlans(t *testing.T) {
 			in.target = 6
 			return compileExec(in)
 		},
+		"pod-old-kernel": func() (*built, error) {
+			return compilePod(goldenInput(goldenSpec(), oldKernel), PodConfig{IPC: true, ShmSize: 1 << 20})
+		},
 		"pod": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
-			return compilePod(in, PodConfig{IPC: true, UTS: true, PID: true, Hostname: "box", Netns: "/var/run/netns/x", Sysctls: map[string]string{"net.core.somaxconn": "9"}})
+			return compilePod(in, PodConfig{IPC: true, UTS: true, PID: true, ShmSize: 1 << 20, Hostname: "box", Netns: "/var/run/netns/x", Sysctls: map[string]string{"net.core.somaxconn": "9"}})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

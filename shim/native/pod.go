@@ -1,6 +1,8 @@
 package native
 
 import (
+	"strconv"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -37,8 +39,13 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 	if err := writeSysctls(c, pod.Sysctls, func(kind specs.LinuxNamespaceType) bool { return owned[kind] }); err != nil {
 		return nil, err
 	}
-	if pod.PID {
+	if pod.PID || pod.ShmSize > 0 && !in.host.CloneDetached {
 		b.cloneflags |= unix.CLONE_NEWNS
+		if err := c.podRoot(pod); err != nil {
+			return nil, err
+		}
+	}
+	if pod.PID {
 		c.holder()
 	}
 	c.wait()
@@ -50,22 +57,33 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 	return b, nil
 }
 
-// holder takes everything away that a process in the pod's pid namespace could want of it.
-func (c *compiler) holder() {
+// podRoot leaves the pod's process with a root that is an empty filesystem: its shared memory, for containers to copy the
+// mount from, on kernels that cannot copy a mount that is attached nowhere.
+func (c *compiler) podRoot(pod PodConfig) error {
 	c.At("pod")
-	c.SetName("criserver-hold")
-	c.Unshare(unix.CLONE_NEWCGROUP)
 	c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	fs, root := c.Reg(), c.Reg()
 	c.Fsopen(fs, "tmpfs")
-	c.FsconfigString(fs, "size", "4k")
-	c.FsconfigCreate(fs)
-	c.Fsmount(root, fs, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	options, attributes := []string{"size=4k"}, unix.MOUNT_ATTR_RDONLY|hidden
+	if pod.ShmSize > 0 && !c.in.host.CloneDetached {
+		options, attributes = tmpfsOptions(strconv.FormatInt(pod.ShmSize, 10)), hidden
+	}
+	if err := c.configure(fs, options); err != nil {
+		return err
+	}
+	c.Fsmount(root, fs, uint64(attributes))
 	c.place(root, "/proc") // any directory will do: what is below goes away
 	c.Fchdir(root)
 	c.PivotRoot()
 	c.Umount(".")
 	c.Chdir("/")
+	return nil
+}
+
+// holder takes everything away that a process in the pod's pid namespace could want of it.
+func (c *compiler) holder() {
+	c.SetName("criserver-hold")
+	c.Unshare(unix.CLONE_NEWCGROUP)
 	c.CloseRange(stage.Extra, 0)
 	ignore := plan.Struct{Data: append([]byte{1}, make([]byte, 31)...), Text: "{SIG_IGN}"}
 	c.Simple(unix.SYS_RT_SIGACTION, "rt_sigaction", int(unix.SIGCHLD), ignore, 0, 8)

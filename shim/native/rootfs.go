@@ -72,7 +72,7 @@ func (c *compiler) emptyDirectory(place string) {
 	c.Fsopen(fs, "tmpfs")
 	c.FsconfigString(fs, "size", "4k")
 	c.FsconfigCreate(fs)
-	c.Fsmount(c.mask, fs, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	c.Fsmount(c.mask, fs, unix.MOUNT_ATTR_RDONLY|hidden)
 	c.Close(fs)
 	c.place(c.mask, place)
 }

@@ -61,6 +61,8 @@ type Config struct {
 	Rootfs *Mount
 	// Namespaces are joined by descriptor, instead of being made or opened by the path in the spec.
 	Namespaces map[specs.LinuxNamespaceType]*os.File
+	// Shm is a pod's shared memory (Pod.Shm). It takes the place of the spec's tmpfs at /dev/shm.
+	Shm *os.File
 	// Stdin, Stdout and Stderr are the process's ends; nil is /dev/null. They are not used with Spec.Process.Terminal.
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup was created. Nil: the process stays in the caller's.
@@ -119,6 +121,10 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 			in.joined[n.Type] = stage.Extra + len(extra)
 			extra = append(extra, f)
 		}
+	}
+	if c.Shm != nil {
+		in.shm = stage.Extra + len(extra)
+		extra = append(extra, c.Shm)
 	}
 	b, err := compileCreate(in)
 	return b, extra, err
@@ -397,12 +403,16 @@ type PodConfig struct {
 	Hostname      string // of the uts namespace
 	Netns         string // path of the network namespace that sysctls are set in; "": the host's
 	Sysctls       map[string]string
+	ShmSize       int64          // bytes of shared memory; 0: none
 	Cgroup        *cgroup.Cgroup // of the holder
 }
 
 // Pod is a pod's namespaces, which live as long as these descriptors are open or a process is in them. The caller closes them.
 type Pod struct {
 	Namespaces map[specs.LinuxNamespaceType]*os.File
+	// Shm is the shared memory for Config.Shm: a mount that is attached nowhere, or where the kernel cannot copy such a
+	// mount a mount namespace with it as the root. Nil without.
+	Shm *os.File
 	// Holder is the init process of the pid namespace, nil without one. It runs, and the caller reaps it.
 	Holder *Process
 }
@@ -432,6 +442,10 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 		return nil, err
 	}
 	pod := &Pod{Namespaces: map[specs.LinuxNamespaceType]*os.File{}}
+	if err := r.podShm(pod, p.Pid, c.ShmSize); err != nil {
+		p.discard()
+		return nil, err
+	}
 	for _, n := range podNamespaces {
 		if b.cloneflags&n.flag == 0 {
 			continue
@@ -458,7 +472,27 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	return pod, nil
 }
 
+func (r *Runtime) podShm(pod *Pod, pid int, size int64) error {
+	if size <= 0 {
+		return nil
+	}
+	if !r.host.CloneDetached {
+		var err error
+		pod.Shm, err = os.Open(filepath.Join("/proc", fmt.Sprint(pid), "ns/mnt"))
+		return err
+	}
+	fd, err := detachedTmpfs(fmt.Sprint(size))
+	if err != nil {
+		return err
+	}
+	pod.Shm = os.NewFile(uintptr(fd), "shm")
+	return nil
+}
+
 func (p *Pod) close() {
+	if p.Shm != nil {
+		_ = p.Shm.Close()
+	}
 	for _, f := range p.Namespaces {
 		_ = f.Close()
 	}
