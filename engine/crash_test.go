@@ -111,15 +111,21 @@ func TestKilledAtEveryCall(t *testing.T) {
 	e := open(t, w, dir)
 	var mu sync.Mutex
 	var moments []moment
-	w.watch(func(n int, name string) (error, bool) {
+	take := func(call string) {
 		mu.Lock()
 		defer mu.Unlock()
 		copied := filepath.Join(t.TempDir(), "state")
 		// Records may come and go while the tree is read: a copy may be one that never was as a whole, but it must do.
 		_ = copyTree(dir, copied)
-		moments = append(moments, moment{copied, w.clone(), fmt.Sprint(n, " ", name)})
+		moments = append(moments, moment{copied, w.clone(), call})
+	}
+	w.watch(func(n int, name string) (error, bool) {
+		take(fmt.Sprint(n, " before ", name))
 		return nil, false
 	})
+	w.mu.Lock()
+	w.after = func(n int, name string) { take(fmt.Sprint(n, " after ", name)) }
+	w.mu.Unlock()
 	scenario(t, e)
 	must(t, e.Close())
 	if len(moments) < 10 {

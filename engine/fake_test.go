@@ -43,6 +43,8 @@ type world struct {
 	// before is called ahead of each call, numbered from 1; an error makes the call fail. With late it is the answer
 	// that is lost: the call was carried out.
 	before func(n int, name string) (err error, late bool)
+	// after is called once a call was carried out, before its answer gets back.
+	after func(n int, name string)
 }
 
 type proc struct {
@@ -68,19 +70,23 @@ func (w *world) watch(before func(n int, name string) (err error, late bool)) {
 func (w *world) enter(name string) (answer func(error) error, err error) {
 	w.mu.Lock()
 	w.calls = append(w.calls, name)
-	n, before, hold := len(w.calls), w.before, w.hold
+	n, before, after, hold := len(w.calls), w.before, w.after, w.hold
 	w.mu.Unlock()
 	if hold != nil && name != "List" && name != "Exits" {
 		<-hold
 	}
-	if before == nil {
-		return func(err error) error { return err }, nil
+	var failure error
+	var late bool
+	if before != nil {
+		failure, late = before(n, name)
 	}
-	failure, late := before(n, name)
 	if failure != nil && !late {
 		return nil, fmt.Errorf("%s was told to fail: %w", name, failure)
 	}
 	return func(err error) error {
+		if after != nil {
+			after(n, name)
+		}
 		if failure != nil {
 			return fmt.Errorf("the answer of %s was told to be lost: %w", name, failure)
 		}
@@ -196,12 +202,13 @@ func (f fakeRootfs) Release(_ context.Context, key string) error {
 		return err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if p := f.procs[key]; p != nil && p.Exit == nil {
-		return errors.New("release of the root of a running container")
+		err = errors.New("release of the root of a running container")
+	} else {
+		delete(f.layers, key)
 	}
-	delete(f.layers, key)
-	return answer(nil)
+	f.mu.Unlock()
+	return answer(err)
 }
 
 func (f fakeRootfs) Keys(context.Context) ([]string, error) {
@@ -231,8 +238,8 @@ func (f fakeNetwork) Detach(_ context.Context, podID string) error {
 		return err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	delete(f.attached, podID)
+	f.mu.Unlock()
 	return answer(nil)
 }
 
@@ -294,20 +301,28 @@ func (f fakeShims) Start(_ context.Context, r *api.StartRequest) (*api.StartResp
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	p, err := f.start(r)
+	if err != nil {
+		return nil, answer(err)
+	}
+	return &api.StartResponse{Pid: p.Pid, StartedAt: p.StartedAt}, answer(nil)
+}
+
+func (w *world) start(r *api.StartRequest) (*proc, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if _, err := os.Stat(filepath.Join(r.Dir, "config.json")); err != nil {
 		return nil, err
 	}
-	if !f.pods[r.PodId] && len(r.PodNamespaces) > 0 {
+	if !w.pods[r.PodId] && len(r.PodNamespaces) > 0 {
 		return nil, fmt.Errorf("pod %s: %w", r.PodId, errdefs.ErrNotFound)
 	}
-	p := f.procs[r.Id]
+	p := w.procs[r.Id]
 	if p == nil {
 		p = &proc{dir: r.Dir, Container: api.Container{Id: r.Id, PodId: r.PodId, Pid: 4242, StartedAt: time.Now().UnixNano()}}
-		f.procs[r.Id] = p
+		w.procs[r.Id] = p
 	}
-	return &api.StartResponse{Pid: p.Pid, StartedAt: p.StartedAt}, answer(nil)
+	return p, nil
 }
 
 func (f fakeShims) Signal(_ context.Context, r *api.SignalRequest) error {
@@ -316,14 +331,13 @@ func (f fakeShims) Signal(_ context.Context, r *api.SignalRequest) error {
 		return err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.procs[r.Id] == nil {
-		return fmt.Errorf("container %s: %w", r.Id, errdefs.ErrNotFound)
-	}
-	if r.Signal == int32(unix.SIGKILL) || !f.stubborn {
+		err = fmt.Errorf("container %s: %w", r.Id, errdefs.ErrNotFound)
+	} else if r.Signal == int32(unix.SIGKILL) || !f.stubborn {
 		f.exitLocked(r.Id, 128+r.Signal, false)
 	}
-	return answer(nil)
+	f.mu.Unlock()
+	return answer(err)
 }
 
 func (f fakeShims) Delete(_ context.Context, r *api.DeleteRequest) error {
@@ -332,8 +346,8 @@ func (f fakeShims) Delete(_ context.Context, r *api.DeleteRequest) error {
 		return err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	delete(f.procs, r.Id)
+	f.mu.Unlock()
 	return answer(nil)
 }
 
@@ -361,11 +375,11 @@ func (f fakeShims) List(context.Context) (*api.ListResponse, error) {
 		return nil, err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	r := &api.ListResponse{Instance: f.instance, Sequence: f.sequence}
 	for _, p := range f.procs {
 		r.Containers = append(r.Containers, &api.Container{Id: p.Id, PodId: p.PodId, Pid: p.Pid, StartedAt: p.StartedAt, Exit: p.Exit})
 	}
+	f.mu.Unlock()
 	return r, answer(nil)
 }
 
