@@ -138,7 +138,6 @@ func reap(pid int) int {
 func prepare() error {
 	mounts := []struct{ source, target, fstype, data string }{
 		{"tmpfs", "/run", "tmpfs", "mode=755"},
-		{"tmpfs", "/tmp", "tmpfs", "mode=1777"},
 		{"devpts", "/dev/pts", "devpts", "mode=620,ptmxmode=666"},
 		{"tmpfs", "/dev/shm", "tmpfs", "mode=1777"},
 		{"mqueue", "/dev/mqueue", "mqueue", ""},
@@ -157,6 +156,9 @@ func prepare() error {
 	// As systemd leaves it: changes of mounts are seen by all who do not ask otherwise.
 	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("share the mounts: %w", err)
+	}
+	if err := unix.Chmod("/tmp", 0o1777); err != nil { // on the disk: what a node keeps there is no memory
+		return err
 	}
 	if err := os.Symlink("/run", "/var/run"); err != nil {
 		return err
