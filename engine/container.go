@@ -252,17 +252,8 @@ func (e *Engine) resolveHost(in *spec.Input) (err error) {
 	in.Files = spec.Files{
 		Hosts: filepath.Join(dir, hostsFile), ResolvConf: filepath.Join(dir, resolverFile), Hostname: filepath.Join(dir, hostnameFile),
 	}
-	switch in.Pod.Security.Namespaces.IPC {
-	case spec.ModeNode:
+	if in.Pod.Security.Namespaces.IPC == spec.ModeNode {
 		in.Files.Shm = "/dev/shm"
-	case spec.ModeContainer:
-		shm := filepath.Join(e.store.containerDir(in.Pod.ID, in.Container.ID), "shm")
-		if err := makeDir(shm, 0o777|fs.ModeSticky); err != nil {
-			return err
-		}
-		in.Files.Shm = shm
-	default:
-		in.Files.Shm = filepath.Join(dir, "shm")
 	}
 	if in.Devices, err = resolveDevices(in.Container.Devices); err != nil {
 		return err

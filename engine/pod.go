@@ -154,7 +154,7 @@ func (e *Engine) bringUp(ctx context.Context, record podRecord) error {
 	if err != nil {
 		return err
 	}
-	if err := e.store.makePodDir(p.ID); err != nil {
+	if err := makeDir(e.store.podDir(p.ID), 0o700); err != nil {
 		return fmt.Errorf("pod's directory: %w", err)
 	}
 	if err := e.store.savePod(record); err != nil {
@@ -270,6 +270,9 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 	}
 	if r.Uts {
 		r.Hostname = p.Hostname
+	}
+	if r.Ipc {
+		r.ShmSize = spec.ShmSize
 	}
 	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 {
 		return nil, nil

@@ -83,8 +83,8 @@ func newExit(x *api.Exit) *exitRecord {
 // store is the directories of the records. It keeps nothing in memory. A record has one writer at a time: the
 // operation that runs on its pod or container.
 type store struct {
-	// pods is <state>/pods. Only root may look into it: a pod's shared memory is in there, and with it what a container's
-	// root can make, such as setuid programs.
+	// pods is <state>/pods. Only root may look into it: what is mounted into containers is in there, and what their root
+	// does with it, such as making a file setuid, must not reach the host's users.
 	pods string
 }
 
@@ -106,15 +106,6 @@ func (s store) saveContainer(r containerRecord) error {
 		return fmt.Errorf("record container %s: %w", r.Container.ID, err)
 	}
 	return nil
-}
-
-// makePodDir makes a pod's directory and its shared memory.
-func (s store) makePodDir(pod string) error {
-	if err := makeDir(s.podDir(pod), 0o700); err != nil {
-		return err
-	}
-	// Everyone in the pod may make segments, as in /dev/shm; the umask must not take that away.
-	return makeDir(filepath.Join(s.podDir(pod), "shm"), 0o777|fs.ModeSticky)
 }
 
 // makeDir makes one directory with exactly this mode; one that exists is no error.

@@ -31,7 +31,8 @@ type Files struct {
 	Hosts      string
 	ResolvConf string
 	Hostname   string
-	Shm        string // a directory
+	// Shm is a directory for /dev/shm, for a pod that shares the host's. Else the shim has shared memory for the pod.
+	Shm string
 }
 
 // ResolvedDevice is a device node and what may be done with it, a subset of "rwm".
@@ -65,6 +66,7 @@ type Host struct {
 type Output struct {
 	Spec *specs.Spec
 	// PodNamespaces are those of the pod that the container joins: "ipc", "uts", "pid". The spec names them without a path.
+	// With "shm" the pod's shared memory takes the place of the tmpfs at /dev/shm.
 	PodNamespaces []string
 	// PIDTarget is the container whose pid namespace is joined, else "".
 	PIDTarget string

@@ -3,10 +3,16 @@ package spec
 import (
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
+
+// ShmSize is the size in bytes of a pod's shared memory.
+const ShmSize = 64 << 20
+
+const shmPath = "/dev/shm"
 
 // mounts are the defaults, then the pod's files, then what the container asks for, parents before children. A mount that
 // the container asks for replaces the default one of the same place, and one at /dev or /sys also what lies beneath it.
@@ -21,6 +27,9 @@ func (b *builder) mounts(s *specs.Spec) error {
 		}
 	}
 	s.Mounts = append(s.Mounts, asked...)
+	if b.in.Pod.OwnIPC() && slices.ContainsFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == shmPath && m.Type == "tmpfs" }) {
+		b.out.PodNamespaces = append(b.out.PodNamespaces, "shm")
+	}
 	return nil
 }
 
@@ -35,6 +44,13 @@ func (b *builder) systemMounts() []specs.Mount {
 	if b.in.Container.Security.Privileged {
 		access = "rw"
 	}
+	shm := specs.Mount{
+		Destination: shmPath, Type: "tmpfs", Source: "shm",
+		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.Itoa(ShmSize)},
+	}
+	if b.in.Files.Shm != "" {
+		shm = specs.Mount{Destination: shmPath, Type: "bind", Source: b.in.Files.Shm, Options: []string{"rbind", "rprivate", "rw"}}
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
@@ -42,6 +58,7 @@ func (b *builder) systemMounts() []specs.Mount {
 			Destination: "/dev/pts", Type: "devpts", Source: "devpts",
 			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"},
 		},
+		shm,
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{
@@ -63,7 +80,6 @@ func (b *builder) fileMounts() []specs.Mount {
 			mounts = append(mounts, specs.Mount{Destination: destination, Type: "bind", Source: source, Options: options})
 		}
 	}
-	add(b.in.Files.Shm, "/dev/shm", []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"})
 	add(b.in.Files.Hosts, "/etc/hosts", options)
 	add(b.in.Files.ResolvConf, "/etc/resolv.conf", options)
 	add(b.in.Files.Hostname, "/etc/hostname", options)
