@@ -209,8 +209,9 @@ func TestErrorsNameTheField(t *testing.T) {
 func TestKillEmptiesTheTree(t *testing.T) {
 	root := testRoot(t)
 	c := create(t, root+"/pod/c", usual())
-	below := create(t, root+"/pod/c/below", nil)
-	run(t, c, "sleep 1000 & sleep 1000 & wait")
+	// Two cgroups that a workload made: on v2 one with children that have limits has no processes of its own.
+	below, beside := create(t, root+"/pod/c/below", nil), create(t, root+"/pod/c/beside/deep", nil)
+	run(t, beside, "sleep 1000 & sleep 1000 & wait")
 	cmd := run(t, below, "trap '' TERM INT HUP; while :; do sleep 0.01; done")
 	deadline := time.Now().Add(5 * time.Second)
 	for {
