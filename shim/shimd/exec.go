@@ -1,0 +1,319 @@
+package shimd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/api"
+	"github.com/criserver/criserver/shim/keeper"
+	"github.com/criserver/criserver/shim/native"
+	"github.com/criserver/criserver/shim/native/cgroup"
+)
+
+// Exec runs a process in a container to its end. See shim.proto. When the caller goes away, the process is killed.
+func (s *Server) Exec(ctx context.Context, r *api.ExecRequest, to api.Shim_ExecServer) error {
+	answer, err := s.execute(ctx, r, to.Send)
+	if err == nil {
+		err = to.Send(answer)
+	}
+	return toStatus(err)
+}
+
+// execute is Exec without the transport; send is never called concurrently.
+func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
+	var p specs.Process
+	if err := json.Unmarshal(r.Process, &p); err != nil {
+		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return nil, fmt.Errorf("process.args is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	c, target, err := s.runningPidfd(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	spec, err := c.loadSpec()
+	if err != nil {
+		return nil, err
+	}
+	if p.OOMScoreAdj == nil {
+		p.OOMScoreAdj = spec.Process.OOMScoreAdj
+	}
+	out, err := newOutput(p.Terminal)
+	if err != nil {
+		return nil, err
+	}
+	defer out.close()
+	run, err := s.runtime.exec(ctx, native.ExecConfig{
+		Spec: spec, Process: &p, Target: target, Stdout: out.theirs[0], Stderr: out.theirs[1], Cgroup: c.cgroup,
+	})
+	out.closeTheirs()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.id, err)
+	}
+	return s.follow(ctx, c, run, out, r, send)
+}
+
+var execs atomic.Uint64
+
+// follow reads what a process prints and waits for its end.
+func (s *Server) follow(ctx context.Context, c *container, run *process, out *output, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
+	pidfd := int(run.pidfd.Fd())
+	key := "e/" + strconv.FormatUint(execs.Add(1), 10)
+	ended := make(chan int, 1)
+	err := s.watch.add(pidfd, func() {
+		code, _ := peek(pidfd)
+		reap(pidfd)
+		ended <- code
+	})
+	if err != nil { // then nobody would reap it
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		hasEnded(pidfd, time.Second)
+		reap(pidfd)
+		return nil, errors.Join(err, run.pidfd.Close())
+	}
+	defer run.pidfd.Close()
+	// A shim that comes after this one ends the process (endExec).
+	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, FDs: []int{pidfd}}); err != nil {
+		s.note.Warn("the keeper does not hold an exec", "container", c.id, "error", err)
+	}
+	defer func() { _ = s.link.drop(key) }()
+	if run.console != nil {
+		if err := out.useConsole(run.console); err != nil {
+			s.note.Warn("the terminal of an exec is not read", "container", c.id, "error", err)
+		}
+	}
+	sink := &sink{send: send, limit: r.OutputLimit}
+	done := out.read(sink)
+
+	answer := &api.ExecResponse{Done: true}
+	var code int
+	limit, stop := timeout(r.TimeoutNs)
+	defer stop()
+	select {
+	case code = <-ended:
+	case <-limit:
+		answer.TimedOut = true
+		killTree(c.cgroup, run.pid, pidfd)
+		code = <-ended
+	case <-ctx.Done():
+		killTree(c.cgroup, run.pid, pidfd)
+		<-ended
+		return nil, ctx.Err()
+	}
+	select {
+	case <-done:
+	case <-time.After(drainLimit): // somebody has inherited the pipe
+	}
+	sink.close()
+	answer.ExitCode = int32(code)
+	return answer, nil
+}
+
+func timeout(ns int64) (<-chan time.Time, func()) {
+	if ns <= 0 {
+		return nil, func() {}
+	}
+	t := time.NewTimer(time.Duration(ns))
+	return t.C, func() { t.Stop() }
+}
+
+// endExec kills a process that Exec of an earlier shim ran: its caller is gone.
+func (s *Server) endExec(e keeper.Entry) {
+	if fd := e.FD("pidfd"); fd >= 0 && !hasEnded(fd, 0) {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+	if err := s.link.drop(e.Key); err == nil {
+		e.Close()
+	}
+}
+
+// killTree kills a process and what it has started, as far as that can be told: its descendants and those in its session
+// or process group. Without a cgroup only the process itself.
+func killTree(g *cgroup.Cgroup, pid, pidfd int) {
+	for range 5 {
+		tree := map[int]int{}
+		if g != nil {
+			tree = descendants(g, pid)
+		}
+		for _, fd := range tree {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			_ = unix.Close(fd)
+		}
+		if len(tree) == 0 {
+			break
+		}
+	}
+	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+}
+
+// descendants opens a pidfd for each process of the cgroup that belongs to pid, without pid itself.
+func descendants(g *cgroup.Cgroup, pid int) map[int]int {
+	found := map[int]int{}
+	pids, err := g.Pids()
+	if err != nil {
+		return found
+	}
+	parents := map[int]int{}
+	own := map[int]bool{pid: true}
+	for _, p := range pids {
+		fd, err := unix.PidfdOpen(p, 0)
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(p) + "/stat")
+		fields := statFields(string(stat))
+		if err != nil || len(fields) < 4 || fields[0] == "Z" || hasEnded(fd, 0) {
+			_ = unix.Close(fd)
+			continue
+		}
+		found[p] = fd
+		parents[p], _ = strconv.Atoi(fields[1])
+		for _, f := range fields[2:4] { // process group, session
+			if f == strconv.Itoa(pid) {
+				own[p] = true
+			}
+		}
+	}
+	for more := true; more; {
+		more = false
+		for p, parent := range parents {
+			if own[parent] && !own[p] {
+				own[p], more = true, true
+			}
+		}
+	}
+	for p, fd := range found {
+		if p == pid || !own[p] {
+			_ = unix.Close(fd)
+			delete(found, p)
+		}
+	}
+	return found
+}
+
+// output is the pipes, or the terminal, of an exec.
+type output struct {
+	ours   []*os.File // in the poller
+	theirs [2]*os.File
+}
+
+func newOutput(terminal bool) (*output, error) {
+	o := &output{}
+	if terminal {
+		return o, nil
+	}
+	for i := range o.theirs {
+		r, w, err := os.Pipe()
+		if err != nil {
+			o.close()
+			return nil, err
+		}
+		// The workload gets a blocking end. Fd makes it so.
+		w.Fd()
+		o.ours, o.theirs[i] = append(o.ours, r), w
+	}
+	return o, nil
+}
+
+func (o *output) useConsole(console *os.File) error {
+	f, err := pollable(console)
+	if err != nil {
+		return err
+	}
+	o.ours = []*os.File{f}
+	return console.Close()
+}
+
+func (o *output) closeTheirs() {
+	for i, f := range o.theirs {
+		if f != nil {
+			_ = f.Close()
+			o.theirs[i] = nil
+		}
+	}
+}
+
+func (o *output) close() {
+	o.closeTheirs()
+	for _, f := range o.ours {
+		_ = f.Close()
+	}
+}
+
+// read passes on what comes until every writer has closed, or close. The channel is closed then.
+func (o *output) read(to *sink) <-chan struct{} {
+	var all sync.WaitGroup
+	for i, f := range o.ours {
+		all.Go(func() {
+			b := discards.Get().(*[]byte)
+			defer discards.Put(b)
+			for {
+				n, err := f.Read(*b)
+				if n > 0 {
+					to.write(i, (*b)[:n])
+				}
+				if err != nil && !errors.Is(err, unix.EINTR) || err == io.EOF {
+					return
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	return done
+}
+
+// sink sends output on, up to a limit for each of the two streams. What comes after close is dropped.
+type sink struct {
+	send  func(*api.ExecResponse) error
+	limit int64 // 0: none
+
+	mu     sync.Mutex // one send at a time, that is what it is for
+	sent   [2]int64
+	failed bool
+}
+
+func (s *sink) write(stream int, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed {
+		return
+	}
+	if s.limit > 0 {
+		b = b[:min(int64(len(b)), s.limit-s.sent[stream])]
+	}
+	if len(b) == 0 {
+		return
+	}
+	s.sent[stream] += int64(len(b))
+	m := &api.ExecResponse{Stdout: b}
+	if stream == 1 {
+		m = &api.ExecResponse{Stderr: b}
+	}
+	if s.send(m) != nil { // the caller is gone; its context says so
+		s.failed = true
+	}
+}
+
+func (s *sink) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = true
+}

@@ -1,0 +1,284 @@
+package shimd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/api"
+	"github.com/criserver/criserver/shim/keeper"
+	"github.com/criserver/criserver/shim/native"
+	"github.com/criserver/criserver/shim/native/cgroup"
+)
+
+// namespaceOf maps the names on the wire, which are also those of /proc/PID/ns, to those of the OCI spec.
+var namespaceOf = map[string]specs.LinuxNamespaceType{
+	"ipc": specs.IPCNamespace,
+	"uts": specs.UTSNamespace,
+	"pid": specs.PIDNamespace,
+}
+
+const podPrefix = "p/"
+
+// pod is the namespaces that a pod's containers share. What is set before ready is closed changes only in StopPod.
+type pod struct {
+	id      string
+	ready   chan struct{}
+	failure error
+	spaces  map[string]*os.File // "ipc", "uts", "pid"
+	holder  int                 // pid, 0 without one
+	pidfd   *os.File            // of the holder
+	cgroup  string
+
+	stops chan struct{} // held by the StopPod at work
+}
+
+// StartPod makes the namespaces that a pod's containers share. See shim.proto.
+func (s *Server) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.StartPodResponse, error) {
+	if !plainName(r.PodId) {
+		return nil, fmt.Errorf("pod_id %q: letters, digits, '.', '_' and '-' are wanted, at most 128: %w", r.PodId, errdefs.ErrInvalidArgument)
+	}
+	p, mine := s.reservePod(r.PodId)
+	if !mine {
+		select {
+		case <-p.ready:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if p.failure != nil {
+			return nil, p.failure
+		}
+		return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
+	if err := s.startPod(work, p, r); err != nil {
+		p.failure = fmt.Errorf("pod %s: %w", p.id, err)
+		if err := s.endPod(work, p); err != nil {
+			s.note.Error("a pod that failed to start leaves something behind", "pod", p.id, "error", err)
+		}
+		s.forgetPod(p)
+		close(p.ready)
+		return nil, p.failure
+	}
+	close(p.ready)
+	return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
+}
+
+func (s *Server) reservePod(id string) (p *pod, mine bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.pods[id]; p != nil {
+		return p, false
+	}
+	p = &pod{id: id, ready: make(chan struct{}), stops: make(chan struct{}, 1)}
+	s.pods[id] = p
+	return p, true
+}
+
+func (s *Server) forgetPod(p *pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pods[p.id] == p {
+		delete(s.pods, p.id)
+	}
+}
+
+func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) error {
+	c := native.PodConfig{IPC: r.Ipc, UTS: r.Uts, PID: r.Pid, Hostname: r.Hostname, Netns: r.Netns, Sysctls: maps.Clone(r.Sysctls)}
+	if r.Pid && r.CgroupsPath != "" {
+		g, err := cgroup.New(r.CgroupsPath, nil)
+		if err != nil {
+			return err
+		}
+		p.cgroup = r.CgroupsPath
+		if err := g.Create(ctx); err != nil {
+			return err
+		}
+		c.Cgroup = g
+	}
+	made, err := s.runtime.newPod(ctx, c)
+	if err != nil {
+		return err
+	}
+	p.spaces = map[string]*os.File{}
+	for name, kind := range namespaceOf {
+		if f := made.Namespaces[kind]; f != nil {
+			p.spaces[name] = f
+		}
+	}
+	if h := made.Holder; h != nil {
+		p.holder, p.pidfd = h.Pid, h.Pidfd
+		if err := s.watchHolder(p); err != nil {
+			return err
+		}
+	}
+	return s.link.put(p.entry())
+}
+
+// watchHolder reaps the holder when it ends; its pid namespace ends with it.
+func (s *Server) watchHolder(p *pod) error {
+	fd, err := unix.FcntlInt(p.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = s.watch.add(fd, func() {
+		reap(fd)
+		_ = unix.Close(fd)
+	})
+	if err != nil {
+		_ = unix.Close(fd)
+	}
+	return err
+}
+
+func (p *pod) entry() keeper.Entry {
+	e := keeper.Entry{Key: podPrefix + p.id, PID: p.holder, Extra: p.cgroup}
+	for name, f := range p.spaces {
+		e.Names, e.FDs = append(e.Names, name), append(e.FDs, int(f.Fd()))
+	}
+	if p.pidfd != nil {
+		e.Names, e.FDs = append(e.Names, "pidfd"), append(e.FDs, int(p.pidfd.Fd()))
+	}
+	return e
+}
+
+// StopPod ends the holder and lets go of the namespaces.
+func (s *Server) StopPod(ctx context.Context, r *api.StopPodRequest) (*api.StopPodResponse, error) {
+	s.mu.Lock()
+	p := s.pods[r.PodId]
+	s.mu.Unlock()
+	if p == nil {
+		return &api.StopPodResponse{}, nil
+	}
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.failure != nil {
+		return &api.StopPodResponse{}, nil
+	}
+	select {
+	case p.stops <- struct{}{}:
+		defer func() { <-p.stops }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteLimit)
+	defer cancel()
+	if err := s.endPod(work, p); err != nil {
+		return nil, fmt.Errorf("stop pod %s: %w", p.id, err)
+	}
+	s.forgetPod(p)
+	return &api.StopPodResponse{}, nil
+}
+
+// endPod lets go of everything that belongs to a pod. It may be repeated. The caller is alone with the pod.
+func (s *Server) endPod(ctx context.Context, p *pod) error {
+	var errs []error
+	if p.pidfd != nil {
+		_ = unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+		for !hasEnded(int(p.pidfd.Fd()), 10*time.Millisecond) {
+			if ctx.Err() != nil {
+				return fmt.Errorf("the holder, process %d, was killed and does not end: %w", p.holder, ctx.Err())
+			}
+		}
+	}
+	if p.cgroup != "" {
+		errs = append(errs, removeCgroup(ctx, p.cgroup))
+	}
+	errs = append(errs, s.link.drop(podPrefix+p.id))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	closePod(p)
+	return nil
+}
+
+func closePod(p *pod) {
+	for _, f := range p.spaces {
+		_ = f.Close()
+	}
+	if p.pidfd != nil {
+		_ = p.pidfd.Close()
+	}
+	p.spaces, p.pidfd = nil, nil
+}
+
+// joined opens the namespaces that a container joins. The files are the caller's, after an error too.
+func (s *Server) joined(ctx context.Context, r *api.StartRequest) (map[specs.LinuxNamespaceType]*os.File, error) {
+	files := map[specs.LinuxNamespaceType]*os.File{}
+	if len(r.PodNamespaces) > 0 {
+		if err := s.joinPod(ctx, r, files); err != nil {
+			return files, err
+		}
+	}
+	if r.PidTarget == "" {
+		return files, nil
+	}
+	c, pidfd, err := s.runningPidfd(ctx, r.PidTarget)
+	if err != nil {
+		return files, fmt.Errorf("pid_target: %w", err)
+	}
+	defer pidfd.Close()
+	f, err := os.Open("/proc/" + strconv.Itoa(c.record.PID) + "/ns/pid")
+	if err != nil || hasEnded(int(pidfd.Fd()), 0) { // the number may be another's by now
+		if f != nil {
+			_ = f.Close()
+		}
+		return files, fmt.Errorf("pid_target: container %s does not run any more: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if old := files[specs.PIDNamespace]; old != nil {
+		_ = old.Close()
+	}
+	files[specs.PIDNamespace] = f
+	return files, nil
+}
+
+func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, files map[specs.LinuxNamespaceType]*os.File) error {
+	s.mu.Lock()
+	p := s.pods[r.PodId]
+	s.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("pod %q is not known to the shim, whose namespaces %s are to be joined: %w", r.PodId, strings.Join(r.PodNamespaces, ", "), errdefs.ErrNotFound)
+	}
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case p.stops <- struct{}{}: // not while it is stopped
+		defer func() { <-p.stops }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for _, name := range r.PodNamespaces {
+		f := p.spaces[name]
+		if f == nil {
+			return fmt.Errorf("pod %q has no %s namespace of its own: %w", r.PodId, name, errdefs.ErrFailedPrecondition)
+		}
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		files[namespaceOf[name]] = os.NewFile(uintptr(fd), name)
+	}
+	return nil
+}
+
+func closeAll(files map[specs.LinuxNamespaceType]*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}

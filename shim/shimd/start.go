@@ -1,0 +1,365 @@
+package shimd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/internal/fsx"
+	"github.com/criserver/criserver/shim/api"
+	"github.com/criserver/criserver/shim/native"
+	"github.com/criserver/criserver/shim/native/cgroup"
+)
+
+// startLimit bounds a start, its hooks included. It does not end with its caller, who finds the container when it comes again.
+const startLimit = 2 * time.Minute
+
+// Start makes a container and runs its process. See shim.proto.
+func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
+	if err := checkStart(r); err != nil {
+		return nil, err
+	}
+	c, mine := s.reserve(r)
+	if !mine {
+		return s.started(ctx, c)
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
+	if err := s.start(work, c, r); err != nil {
+		c.failure = fmt.Errorf("container %s: %w", c.id, err)
+		if err := s.teardown(work, c); err != nil {
+			s.note.Error("a start that failed leaves something behind", "container", c.id, "error", err)
+		}
+		s.forget(c)
+		close(c.ready)
+		return nil, c.failure
+	}
+	close(c.ready)
+	return c.answer(), nil
+}
+
+// started answers a Start that is repeated.
+func (s *Server) started(ctx context.Context, c *container) (*api.StartResponse, error) {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if c.failure != nil {
+		return nil, c.failure
+	}
+	if s.stateOf(c) == deleting {
+		return nil, fmt.Errorf("container %q is being deleted: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return c.answer(), nil
+}
+
+func (c *container) answer() *api.StartResponse {
+	return &api.StartResponse{Pid: int32(c.record.PID), StartedAt: c.record.StartedAt, Warnings: c.record.Warnings}
+}
+
+func checkStart(r *api.StartRequest) error {
+	switch {
+	case !plainName(r.Id):
+		return fmt.Errorf("id %q: letters, digits, '.', '_' and '-' are wanted, at most 128: %w", r.Id, errdefs.ErrInvalidArgument)
+	case !filepath.IsAbs(r.Dir) || strings.ContainsAny(r.Dir, "\t\n"):
+		return fmt.Errorf("dir %q: an absolute path without tabs and newlines is wanted: %w", r.Dir, errdefs.ErrInvalidArgument)
+	case r.LogFormat != api.LogFormat_LOG_FORMAT_NONE && r.LogFormat != api.LogFormat_LOG_FORMAT_CRI:
+		return fmt.Errorf("log_format %d is not known: %w", r.LogFormat, errdefs.ErrInvalidArgument)
+	case r.LogFormat != api.LogFormat_LOG_FORMAT_NONE && r.LogPath != "" && !filepath.IsAbs(r.LogPath):
+		return fmt.Errorf("log_path %q is not absolute: %w", r.LogPath, errdefs.ErrInvalidArgument)
+	}
+	for _, n := range r.PodNamespaces {
+		if _, ok := namespaceOf[n]; !ok {
+			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid: %w", n, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// plainName reports whether a name can be part of a key, a path and a log line.
+func plainName(name string) bool {
+	if name == "" || len(name) > 128 || name[0] == '.' {
+		return false
+	}
+	for i := range len(name) {
+		b := name[i]
+		if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '.' || b == '_' || b == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// reserve enters a new container in the list, or answers with the one that is there.
+func (s *Server) reserve(r *api.StartRequest) (c *container, mine bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[r.Id]; c != nil {
+		return c, false
+	}
+	c = newContainer(r.Id, r.Dir)
+	s.containers[r.Id] = c
+	return c, true
+}
+
+// start does the work of Start. What it has made when it fails, teardown ends.
+func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) error {
+	spec, err := c.loadSpec()
+	if err != nil {
+		return err
+	}
+	c.record = record{
+		ID: c.id, PodID: r.PodId, Cgroup: spec.Linux.CgroupsPath, LogPath: r.LogPath, LogFormat: r.LogFormat,
+		Namespaces: r.PodNamespaces, Terminal: spec.Process.Terminal, Stdin: r.Stdin,
+	}
+	if err := c.makeCgroup(ctx, spec); err != nil {
+		return err
+	}
+	config := native.Config{ID: c.id, Spec: spec, Cgroup: c.cgroup}
+	if m := r.Rootfs; m != nil {
+		config.Rootfs = &native.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+	}
+	ends, err := c.openOutput(ctx, spec, r)
+	defer ends.close()
+	if err != nil {
+		return err
+	}
+	config.Stdin, config.Stdout, config.Stderr = ends.stdin, ends.stdout, ends.stderr
+	joined, err := s.joined(ctx, r)
+	defer closeAll(joined)
+	if err != nil {
+		return err
+	}
+	config.Namespaces = joined
+	p, err := s.runtime.create(ctx, config)
+	if err != nil {
+		return err
+	}
+	return s.release(ctx, c, p)
+}
+
+// release lets a process go that waits for it, once the keeper holds what belongs to it.
+func (s *Server) release(ctx context.Context, c *container, p *process) error {
+	c.record.PID, c.record.Warnings = p.pid, p.warnings
+	e := c.entry()
+	e.Names, e.FDs = append(e.Names, "pidfd"), append(e.FDs, int(p.pidfd.Fd()))
+	if p.console != nil {
+		e.Names, e.FDs = append(e.Names, "console"), append(e.FDs, int(p.console.Fd()))
+	}
+	if err := s.link.put(e); err != nil {
+		p.abandon()
+		return err
+	}
+	c.record.PIDStart = startOf(p.pid)
+	if err := p.start(ctx); err != nil {
+		return err
+	}
+	c.record.StartedAt = time.Now().UnixNano()
+	c.pidfd = int(p.pidfd.Fd())
+	c.held.add("pidfd", c.pidfd, p.pidfd)
+	if p.console != nil {
+		console, err := pollable(p.console)
+		if err != nil {
+			return err
+		}
+		c.held.add("console", int(p.console.Fd()), p.console)
+		c.streams = append(c.streams, &stream{key: c.id + "/stdout", name: "stdout", src: console})
+	}
+	if err := fsx.ReplaceJSON(filepath.Join(c.dir, stateFile), c.record); err != nil {
+		return err
+	}
+	s.advance(c, running)
+	s.readOutput(c)
+	return s.watch.add(c.pidfd, func() { s.onExit(c) })
+}
+
+// pollable copies a descriptor into a file of its own that Go's poller serves.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// readOutput starts the container's streams.
+func (s *Server) readOutput(c *container) {
+	for _, st := range c.streams {
+		st.log, st.pool, st.note, st.done = c.log, s.pool, s.note, make(chan struct{})
+		go st.run() // ends when the writers have closed their ends, at the latest in teardown
+	}
+}
+
+func (c *container) makeCgroup(ctx context.Context, spec *specs.Spec) error {
+	if spec.Linux.CgroupsPath == "" {
+		return nil
+	}
+	g, err := cgroup.New(spec.Linux.CgroupsPath, spec.Linux.Resources)
+	if err != nil {
+		return err
+	}
+	c.cgroup = g
+	return g.Create(ctx)
+}
+
+// ends are the workload's ends of its streams.
+type ends struct{ stdin, stdout, stderr *os.File }
+
+func (e *ends) close() {
+	for _, f := range []*os.File{e.stdin, e.stdout, e.stderr} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// openOutput opens the log and makes the FIFOs. What is for the shim goes to the container.
+func (c *container) openOutput(ctx context.Context, spec *specs.Spec, r *api.StartRequest) (ends, error) {
+	var e ends
+	if r.LogFormat == api.LogFormat_LOG_FORMAT_CRI && r.LogPath != "" {
+		f, err := openLog(r.LogPath)
+		if err != nil {
+			return e, err
+		}
+		c.log = newLogFile(r.LogPath, f)
+		c.held.add("log", int(f.Fd()), f)
+	}
+	if spec.Process.Terminal {
+		return e, nil
+	}
+	dir, err := unix.Open(c.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return e, &os.PathError{Op: "open", Path: c.dir, Err: err}
+	}
+	defer unix.Close(dir)
+	uid := hostID(spec.Process.User.UID, spec.Linux.UIDMappings)
+	for _, o := range []struct {
+		name string
+		end  **os.File
+	}{{"stdout", &e.stdout}, {"stderr", &e.stderr}} {
+		if err := c.makeFIFO(ctx, dir, o.name, uid); err != nil {
+			return e, err
+		}
+		read, err := openFIFO(dir, o.name, unix.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			return e, err
+		}
+		c.held.add(o.name, int(read.fd), read.file)
+		c.streams = append(c.streams, &stream{key: c.id + "/" + o.name, name: o.name, src: read.file})
+		write, err := openFIFO(dir, o.name, unix.O_WRONLY)
+		if err != nil {
+			return e, err
+		}
+		*o.end = write.file
+		if _, err := unix.FcntlInt(uintptr(write.fd), unix.F_SETPIPE_SZ, chunkSize); err != nil {
+			return e, fmt.Errorf("size of the FIFO %s: %w", o.name, err)
+		}
+	}
+	if !r.Stdin {
+		return e, nil
+	}
+	return e, c.openStdin(ctx, dir, uid, &e)
+}
+
+// openStdin makes the FIFO whose write end keeps the standard input open.
+func (c *container) openStdin(ctx context.Context, dir int, uid uint32, e *ends) error {
+	if err := c.makeFIFO(ctx, dir, "stdin", uid); err != nil {
+		return err
+	}
+	read, err := openFIFO(dir, "stdin", unix.O_RDONLY|unix.O_NONBLOCK) // no writer to wait for yet
+	if err != nil {
+		return err
+	}
+	e.stdin = read.file
+	write, err := openFIFO(dir, "stdin", unix.O_WRONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	c.held.add("stdin", write.fd, write.file)
+	return unix.SetNonblock(read.fd, false)
+}
+
+type opened struct {
+	fd   int
+	file *os.File
+}
+
+func openFIFO(dir int, name string, flags int) (opened, error) {
+	fd, err := unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return opened{}, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return opened{fd, os.NewFile(uintptr(fd), name)}, nil
+}
+
+// makeFIFO makes a FIFO for one user. One that is there is of a start that was cut short by a kill of the shim and the
+// keeper: what runs of it is ended.
+func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint32) error {
+	err := unix.Mkfifoat(dir, name, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		if c.cgroup != nil {
+			if err := c.cgroup.Kill(ctx); err != nil {
+				return err
+			}
+		}
+		removeRecords(dir)
+		err = unix.Mkfifoat(dir, name, 0o600)
+	}
+	if err == nil && uid != 0 {
+		err = unix.Fchownat(dir, name, int(uid), -1, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return &os.PathError{Op: "mkfifo", Path: filepath.Join(c.dir, name), Err: err}
+	}
+	return nil
+}
+
+// removeRecords removes what a shim makes in a container's directory.
+func removeRecords(dir int) {
+	for _, name := range []string{"stdout", "stderr", "stdin", "exit.json", stateFile} {
+		_ = unix.Unlinkat(dir, name, 0)
+	}
+}
+
+// hostID translates an id of a user namespace. Without mappings, and for an id that has none, it is the id itself.
+func hostID(id uint32, mappings []specs.LinuxIDMapping) uint32 {
+	for _, m := range mappings {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + id - m.ContainerID
+		}
+	}
+	return id
+}
+
+// startOf is when a process started, in ticks since boot (proc_pid_stat(5), field 22), or 0.
+func startOf(pid int) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	fields := statFields(string(b))
+	if len(fields) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(fields[19], 10, 64)
+	return n
+}
+
+// statFields are the fields of /proc/PID/stat behind the command, which may hold anything; the first is field 3.
+func statFields(stat string) []string {
+	return strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+}
