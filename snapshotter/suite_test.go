@@ -21,7 +21,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-func requireRoot(t *testing.T) {
+func requireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs CAP_SYS_ADMIN to mount overlays and CAP_CHOWN to give files away")
