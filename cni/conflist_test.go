@@ -41,11 +41,22 @@ func TestMain(m *testing.M) {
 // goes wrong is seen by the test that needs a plugin.
 func buildPlugins(dir string) {
 	const from = "github.com/containernetworking/plugins/plugins/"
-	cmd := exec.Command("go", "build", "-C", "../hack/tools/cniplugins", "-o", dir+"/",
-		from+"ipam/host-local", from+"main/bridge", from+"meta/portmap")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		_ = os.WriteFile(dir+"/failed", fmt.Appendf(nil, "%v\n%s", err, out), 0o600)
+	for _, args := range [][]string{
+		{"-C", "../hack/tools/cniplugins", "-o", dir + "/", from + "ipam/host-local", from + "main/bridge", from + "meta/portmap"},
+		{"-C", "../cmd/criserver-cni", "-o", dir + "/criserver", "."},
+	} {
+		cmd := exec.Command("go", append([]string{"build"}, args...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			_ = os.WriteFile(dir+"/failed", fmt.Appendf(nil, "%v\n%s", err, out), 0o600)
+		}
+	}
+}
+
+func needPlugins(t *testing.T) {
+	t.Helper()
+	if why, err := os.ReadFile(os.Getenv(pluginDir) + "/failed"); err == nil {
+		t.Fatalf("the plugins could not be built: %s", why)
 	}
 }
 
@@ -159,9 +170,7 @@ func lines(t testing.TB, path, prefix string) []string {
 
 func TestConflistOfRealPlugins(t *testing.T) {
 	h := newConfHost(t)
-	if why, err := os.ReadFile(os.Getenv(pluginDir) + "/failed"); err == nil {
-		t.Fatalf("the plugins could not be built: %s", why)
-	}
+	needPlugins(t)
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("the portmap plugin needs the nft command, which is not installed")
 	}

@@ -22,7 +22,7 @@ import (
 	"github.com/criserver/criserver/cni/builtin"
 )
 
-// interfaceName is what plugins are told to call the pod's interface.
+// interfaceName is what the pod's interface is called in its namespace.
 const interfaceName = "eth0"
 
 // lists runs the plugins of configuration lists. Which list is used follows ConfDir; how an attachment is undone follows

@@ -104,7 +104,7 @@ func (n *Network) startPlugin(ctx context.Context) error {
 	if len(cidrs) == 0 {
 		cidrs = defaultCIDRs
 	}
-	plugin, err := builtin.New(ctx, builtin.Config{CIDRs: cidrs, NoMasquerade: n.cfg.NoMasquerade, Bridge: n.cfg.Bridge,
+	plugin, err := builtin.New(builtin.Config{CIDRs: cidrs, NoMasquerade: n.cfg.NoMasquerade, Bridge: n.cfg.Bridge,
 		MTU: n.cfg.MTU, Proxy: true, Logger: n.log})
 	if err != nil {
 		return fmt.Errorf("built-in network: %w", err)
@@ -120,7 +120,9 @@ func (n *Network) startPlugin(ctx context.Context) error {
 		}
 	}
 	plugin.RemoveStrays(n.knowsInterface)
-	plugin.Start(ctx)
+	if err := plugin.Start(ctx); err != nil {
+		return errors.Join(fmt.Errorf("built-in network: %w", err), plugin.Close(false))
+	}
 	return nil
 }
 
@@ -277,7 +279,7 @@ func (n *Network) plan(req Request) (*record, error) {
 			want = append(want, builtin.Port(p))
 		}
 	}
-	if r.Builtin, err = n.plugin.Reserve(req.PodID, want, rates); err != nil {
+	if r.Builtin, err = n.plugin.Reserve(req.PodID, interfaceName, want, rates); err != nil {
 		return nil, err
 	}
 	r.IPs = r.Builtin.IPs()

@@ -20,9 +20,6 @@ import (
 	"github.com/criserver/criserver/cni/netns"
 )
 
-// InterfaceName is the name of a pod's interface in its namespace.
-const InterfaceName = "eth0"
-
 // Config says how pods are attached. No field has a default but where said.
 type Config struct {
 	CIDRs        []netip.Prefix // the pools, one a family
@@ -39,6 +36,7 @@ type Config struct {
 // to New after a restart.
 type Attachment struct {
 	Bridge    string         `json:"bridge"`
+	Name      string         `json:"name"`      // the pod's side
 	Interface string         `json:"interface"` // the host's side
 	Addresses []netip.Prefix `json:"addresses"` // with the length of the on-link prefix; IPv4 first
 	Gateways  []netip.Addr   `json:"gateways"`
@@ -85,10 +83,10 @@ type Plugin struct {
 	problem error
 }
 
-// New takes over what the records say is attached; Recover must follow for each attachment, then Start. Nothing of the
-// host is changed before the first Attach or Start with attachments.
-func New(ctx context.Context, cfg Config) (*Plugin, error) {
-	p := &Plugin{cfg: cfg, ipv6: hostHasIPv6(), bridges: make(map[string]*bridge)}
+// New changes nothing on the host. Recover follows for each attachment that the caller has a record of, then, in a
+// process that stays, Start. Close it.
+func New(cfg Config) (*Plugin, error) {
+	p := &Plugin{cfg: cfg, ipv6: hostHasIPv6(), bridges: make(map[string]*bridge), cancel: func() {}}
 	if err := checkBridgeName(cfg.Bridge); err != nil {
 		return nil, err
 	}
@@ -106,14 +104,7 @@ func New(ctx context.Context, cfg Config) (*Plugin, error) {
 	if p.mtu == 0 {
 		p.mtu = p.defaultMTU()
 	}
-	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.leave = newLeavers(p.host, cfg.Logger, p.alloc)
-	if err := p.leave.start(ctx, &p.tasks); err != nil {
-		p.cancel()
-		p.host.Close()
-		return nil, err
-	}
-	p.tasks.Go(func() { p.maintain(ctx) })
 	return p, nil
 }
 
@@ -156,7 +147,7 @@ func (p *Plugin) defaultMTU() int {
 	return 1500
 }
 
-// Recover takes over an attachment of an earlier process, from its record. Its ports are served again once Start is
+// Recover takes over an attachment of another process, from its record. Its ports are served again once Start is
 // called. With leaving set it is one that Detach has been called for; gone is then called as Detach says.
 func (p *Plugin) Recover(id string, a *Attachment, leaving bool, gone func()) error {
 	if err := p.alloc.restore(a.Interface, a.Addresses); err != nil {
@@ -169,12 +160,20 @@ func (p *Plugin) Recover(id string, a *Attachment, leaving bool, gone func()) er
 	return p.ports.recover(id, a)
 }
 
-// Start brings the host's rules and listeners in line with what was recovered. What cannot be done yet is logged and
-// tried again behind.
-func (p *Plugin) Start(ctx context.Context) {
+// Start watches interfaces go and keeps the host's rules and listeners as they should be, until Close. What cannot be done
+// yet is logged and tried again behind.
+func (p *Plugin) Start(ctx context.Context) error {
+	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := p.leave.start(ctx, &p.tasks); err != nil {
+		p.cancel()
+		return err
+	}
+	p.leave.resync() // what went before the watch began
 	if len(p.alloc.all()) > 0 {
 		p.check(ctx)
 	}
+	p.tasks.Go(func() { p.maintain(ctx) })
+	return nil
 }
 
 // Exists says whether the host's side of an attachment is there.
@@ -185,8 +184,10 @@ func (p *Plugin) Exists(a *Attachment) bool {
 
 // Reserve chooses addresses and takes the ports, in memory only. Detach gives them back. A port that another pod has is
 // errdefs.ErrFailedPrecondition, no free address errdefs.ErrResourceExhausted.
-func (p *Plugin) Reserve(id string, want []Port, rates Rates) (*Attachment, error) {
-	a := &Attachment{Interface: newInterfaceName(), Ports: want, Rates: rates}
+//
+// name is what the pod's interface will be called.
+func (p *Plugin) Reserve(id, name string, want []Port, rates Rates) (*Attachment, error) {
+	a := &Attachment{Name: name, Interface: newInterfaceName(), Ports: want, Rates: rates}
 	if err := rates.check(); err != nil {
 		return nil, err
 	}
@@ -226,6 +227,22 @@ func (p *Plugin) Detach(id string, a *Attachment, gone func()) error {
 	return err
 }
 
+// Remove is Detach for a process that does not stay: the interfaces are removed now, not when the namespace goes.
+func (p *Plugin) Remove(id string, a *Attachment) error {
+	errs := []error{p.ports.close(id, a)}
+	link, err := p.host.LinkByName(a.Interface)
+	if err == nil {
+		err = p.host.LinkDel(link)
+	}
+	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
+		errs = append(errs, fmt.Errorf("remove interface %s: %w", a.Interface, err))
+	}
+	if errors.Join(errs...) == nil {
+		p.alloc.release(a.Interface, a.Addresses)
+	}
+	return errors.Join(errs...)
+}
+
 // SetCIDRs changes where the addresses of pods come from. Attached pods keep theirs.
 func (p *Plugin) SetCIDRs(cidrs []netip.Prefix) error {
 	pools, err := newPools(p.usable(cidrs))
@@ -256,7 +273,7 @@ func (p *Plugin) Ready() error {
 // removeHost set, which is for when nothing is attached, the bridges and the table go too.
 func (p *Plugin) Close(removeHost bool) error {
 	p.cancel()
-	p.leave.close()
+	p.leave.close() // ends the subscription
 	p.ports.closeAll()
 	p.tasks.Wait()
 	defer p.host.Close()
@@ -321,4 +338,15 @@ func (p *Plugin) writeNAT() error {
 	p.problem = err
 	p.ready = err == nil
 	return err
+}
+
+// Probe says whether pods could be attached: the kernel can do what the rules need, and the pools are free of others.
+func (p *Plugin) Probe() error {
+	if err := p.checkOverlap(); err != nil {
+		return err
+	}
+	if p.nat.present() {
+		return nil
+	}
+	return errors.Join(p.writeNAT(), p.nat.drop())
 }

@@ -31,7 +31,7 @@ func (p *Plugin) limit(a *Attachment, pod *netlink.Handle) error {
 		handle *netlink.Handle
 		name   string
 		rate   uint64
-	}{{p.host, a.Interface, a.Rates.Ingress}, {pod, InterfaceName, a.Rates.Egress}} {
+	}{{p.host, a.Interface, a.Rates.Ingress}, {pod, a.Name, a.Rates.Egress}} {
 		if side.rate == 0 {
 			continue
 		}

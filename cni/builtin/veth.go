@@ -28,7 +28,7 @@ func newInterfaceName() string {
 func (p *Plugin) connect(a *Attachment, bridge int, ns *netns.NS) error {
 	veth := &netlink.Veth{
 		LinkAttrs:        netlink.LinkAttrs{Name: a.Interface, MTU: a.MTU, TxQLen: -1, MasterIndex: bridge, Flags: net.FlagUp},
-		PeerName:         InterfaceName,
+		PeerName:         a.Name,
 		PeerTxQLen:       -1,
 		PeerHardwareAddr: hardwareAddr(a.Addresses[0].Addr()),
 		PeerNamespace:    netlink.NsFd(ns.FD()),
@@ -37,7 +37,7 @@ func (p *Plugin) connect(a *Attachment, bridge int, ns *netns.NS) error {
 	runtime.KeepAlive(ns)
 	if err != nil {
 		p.forgetBridges() // perhaps it was taken away
-		return fmt.Errorf("add interfaces %s and %s on bridge %s: %w", a.Interface, InterfaceName, a.Bridge, err)
+		return fmt.Errorf("add interfaces %s and %s on bridge %s: %w", a.Interface, a.Name, a.Bridge, err)
 	}
 	// Where bridged packets go through netfilter (br_netfilter, which Kubernetes asks for), one that is sent by a pod to
 	// a port or service of its own is rewritten and sent back on the bridge, which only a hairpin port lets through.
@@ -52,17 +52,17 @@ func (p *Plugin) connect(a *Attachment, bridge int, ns *netns.NS) error {
 
 // configure gives the pod's end its addresses and routes, through a socket in its namespace.
 func configure(a *Attachment, h *netlink.Handle) error {
-	link, err := h.LinkByName(InterfaceName)
+	link, err := h.LinkByName(a.Name)
 	if err != nil {
-		return fmt.Errorf("find %s in the pod's namespace: %w", InterfaceName, err)
+		return fmt.Errorf("find %s in the pod's namespace: %w", a.Name, err)
 	}
 	for _, addr := range a.Addresses {
 		if err := h.AddrAdd(link, address(addr)); err != nil {
-			return fmt.Errorf("add address %s to %s: %w", addr, InterfaceName, err)
+			return fmt.Errorf("add address %s to %s: %w", addr, a.Name, err)
 		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set %s up: %w", InterfaceName, err)
+		return fmt.Errorf("set %s up: %w", a.Name, err)
 	}
 	for _, g := range a.Gateways {
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: g.AsSlice(), Dst: defaultRoute(g)}
@@ -77,3 +77,6 @@ func defaultRoute(gateway netip.Addr) *net.IPNet {
 	bits := gateway.BitLen()
 	return &net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}
 }
+
+// HardwareAddr is that of the pod's interface.
+func (a *Attachment) HardwareAddr() net.HardwareAddr { return hardwareAddr(a.Addresses[0].Addr()) }

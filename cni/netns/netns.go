@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	vishnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +43,26 @@ func New(owner string) (*NS, error) {
 	})
 	m := <-done
 	return m.ns, m.err
+}
+
+// Open takes hold of a namespace that somebody else made, by the path of its mount. It is for a process that ends soon: to
+// open the netlink socket a thread of it enters the namespace for a moment.
+func Open(path string) (*NS, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &fs); err != nil || fs.Type != unix.NSFS_MAGIC && fs.Type != unix.PROC_SUPER_MAGIC {
+		file.Close()
+		return nil, fmt.Errorf("%s is not a network namespace: %w", path, errdefs.ErrInvalidArgument)
+	}
+	handle, err := netlink.NewHandleAt(vishnetns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("open a netlink socket in %s: %w", path, err)
+	}
+	return &NS{file: file, handle: handle}, nil
 }
 
 // onDisposableThread runs f on a thread that ends with it, never on the main thread, which the Go runtime cannot end.
