@@ -28,8 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Environment variables that name what is there already, so that nothing is built (in a virtual machine there is no
-// compiler). All three or none.
+// Environment variables that name what is there already; the rest is built. In a virtual machine, where there is no
+// compiler, all three are set.
 const (
 	EnvBinDir     = "E2E_BIN_DIR"    // criserver, criserver-shim, criserver-keeper
 	EnvTestImages = "E2E_TESTIMAGES" // the program hack/testimages
