@@ -42,7 +42,7 @@ func TestPullRefuses(t *testing.T) {
 		kind   func(error) bool
 		text   string
 	}{
-		"bad digest":      {spoiled(func(l *testLayer) { l.blob[len(l.blob)/2] ^= 1 }), nil, errdefs.IsDataLoss, "sent something else"},
+		"bad digest":      {spoiled(func(l *testLayer) { l.blob[len(l.blob)/2] ^= 1 }), nil, errdefs.IsDataLoss, "has the digest"},
 		"truncated":       {spoiled(func(l *testLayer) { l.blob = l.blob[:len(l.blob)-9] }), nil, errdefs.IsDataLoss, "416"},
 		"longer":          {spoiled(func(l *testLayer) { l.blob = append(l.blob, 0) }), nil, errdefs.IsDataLoss, "past expected size"},
 		"bad diffID":      {spoiled(func(l *testLayer) { l.diffID = digest.FromString("other") }), nil, errdefs.IsDataLoss, "the configuration says"},

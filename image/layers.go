@@ -21,6 +21,9 @@ import (
 	"github.com/criserver/criserver/snapshotter"
 )
 
+// errStoredBroken says that a blob of the content store was not what it should be, and has been removed.
+var errStoredBroken = errors.New("the stored blob is broken")
+
 // chain is the layers of an image under way.
 type chain struct {
 	*found
@@ -44,7 +47,12 @@ func (p *pull) fetchLayers(ctx context.Context, f *found) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for i := range f.layers {
 		group.Go(func() error {
-			if err := p.fetchLayer(groupCtx, c, i); err != nil {
+			err := p.fetchLayer(groupCtx, c, i)
+			if errors.Is(err, errStoredBroken) { // it has been removed: now from the registry
+				c.holds[i].Release()
+				err = p.fetchLayer(groupCtx, c, i)
+			}
+			if err != nil {
 				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(f.layers), f.layers[i].Digest, err)
 			}
 			close(c.done[i])
@@ -258,7 +266,7 @@ func (s *source) verify(d ocispec.Descriptor, unpacked error) error {
 	err := verify(d, s.stream.n, s.digester.Digest())
 	if err != nil && s.writer == nil {
 		s.store.discard(s.store.storeContext(context.Background()), d, err.Error())
-		return fmt.Errorf("the stored blob was broken and has been removed, pull again: %w: %w", errdefs.ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", errStoredBroken, err)
 	}
 	if err != nil && unpacked != nil && !errors.Is(unpacked, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%w (%w)", err, unpacked)

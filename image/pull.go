@@ -193,7 +193,7 @@ func verify(d ocispec.Descriptor, size int64, got digest.Digest) error {
 	case size < d.Size:
 		return fmt.Errorf("%s ended after %d of %d bytes: %w: %w", d.Digest, size, d.Size, errdefs.ErrDataLoss, io.ErrUnexpectedEOF)
 	case got != d.Digest:
-		return fmt.Errorf("the registry sent something else for %s: its digest is %s: %w", d.Digest, got, errdefs.ErrDataLoss)
+		return fmt.Errorf("what came for %s has the digest %s: %w", d.Digest, got, errdefs.ErrDataLoss)
 	}
 	return nil
 }

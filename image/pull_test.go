@@ -1,16 +1,22 @@
 package image
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -236,4 +242,101 @@ func TestReopen(t *testing.T) {
 	if n := f.blobGets(whole.layers[0].Digest); n != 1 {
 		t.Errorf("a layer that was here was fetched %d times", n)
 	}
+}
+
+// TestImpliedParents pulls layers whose tar omits the directories that its files lie in: those keep the attributes that the
+// layers below give them, and the layers are not shared with images where those are others.
+func TestImpliedParents(t *testing.T) {
+	f := newFakeRegistry(t)
+	file := tar.Header{Typeflag: tar.TypeReg, Name: "etc/app/conf", Mode: 0o600}
+	bare := packLayer(t, "gzip", tarOf(t, file))
+	link := packLayer(t, "zstd", tarOf(t, tar.Header{Typeflag: tar.TypeLink, Name: "etc/app/alias", Linkname: "etc/app/conf"}))
+	below := func(mode int64) testLayer {
+		return packLayer(t, "", tarOf(t, tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755},
+			tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}, tar.Header{Typeflag: tar.TypeDir, Name: "etc/app/", Mode: mode, Uid: 7}))
+	}
+	s := openStore(t, Config{})
+	for i, mode := range []int64{0o711, 0o750} {
+		pushed := f.push("app", strconv.Itoa(i), []testLayer{below(mode), bare, link})
+		mustPull(t, s, pushed.ref)
+		mounts, err := s.Prepare(t.Context(), pushed.id, pushed.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target := t.TempDir()
+		if err := mount.All(mounts, target); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(filepath.Join(target, "etc/app"))
+		if err != nil || info.Mode().Perm() != os.FileMode(mode) || info.Sys().(*syscall.Stat_t).Uid != 7 {
+			t.Errorf("etc/app is %v, %v, want %o and uid 7", info.Mode(), err, mode)
+		}
+		if _, err := os.Stat(filepath.Join(target, "etc/app/alias")); err != nil {
+			t.Error(err)
+		}
+		if err := mount.UnmountAll(target, 0); err != nil {
+			t.Error(err)
+		}
+		if err := s.Release(t.Context(), pushed.id); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := f.blobGets(bare.Digest); n != 1 {
+		t.Errorf("the layer that has to be unpacked twice was fetched %d times", n)
+	}
+	assertNothingHalfMade(t, s)
+}
+
+// TestBrokenBlobs spoils what is stored on disk while the store runs: a pull mends it.
+func TestBrokenBlobs(t *testing.T) {
+	f := newFakeRegistry(t)
+	l := makeLayer(t, "gzip", map[string]string{"a": strings.Repeat("a", 5000)})
+	pushed := f.push("app", "1", []testLayer{l})
+	s := openStore(t, Config{})
+	mustPull(t, s, pushed.ref)
+	file := func(d string) string { return s.path("content/blobs/sha256/" + strings.TrimPrefix(d, "sha256:")) }
+	spoil := func(d string) {
+		data, err := os.ReadFile(file(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data[len(data)/2] ^= 1
+		if err := os.Remove(file(d)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file(d), data, 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spoil(pushed.id)
+	if err := os.Remove(file(pushed.manifest.Digest.String())); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, s, pushed.ref)
+	for _, d := range []string{pushed.id, pushed.manifest.Digest.String()} {
+		data, err := os.ReadFile(file(d))
+		if err != nil || digest.FromBytes(data).String() != d {
+			t.Errorf("blob %s was not mended: %v", d, err)
+		}
+	}
+	// The directory of a layer is lost, and then its blob turns out to be broken, and then to be gone.
+	for _, harm := range []func(){func() { spoil(l.Digest.String()) }, func() { _ = os.Remove(file(l.Digest.String())) }, func() {}} {
+		dirs, err := s.snapshots.LayerDirs(s.storeContext(t.Context()), l.diffID.String())
+		if err != nil || len(dirs) != 1 {
+			t.Fatal(dirs, err)
+		}
+		if err := os.RemoveAll(dirs[0]); err != nil {
+			t.Fatal(err)
+		}
+		harm()
+		mustPull(t, s, pushed.ref)
+		if data, err := s.ReadFile(t.Context(), pushed.id, "a", 1<<20); err != nil || len(data) != 5000 {
+			t.Errorf("read %d bytes, %v", len(data), err)
+		}
+	}
+	assertNothingHalfMade(t, s)
+	if err := s.Remove(t.Context(), pushed.ref); err != nil {
+		t.Fatal(err)
+	}
+	assertEmpty(t, s)
 }

@@ -31,6 +31,9 @@ type Config struct {
 // empty, it would send pulls that were meant for a mirror elsewhere.
 func (c Config) hostDir(host string) (string, error) {
 	for _, root := range c.HostsDirs {
+		if root == "" {
+			continue
+		}
 		dir, err := config.HostDirFromRoot(root)(host)
 		if errdefs.IsNotFound(err) {
 			continue
