@@ -19,6 +19,9 @@ import (
 	"github.com/criserver/criserver/shim/shimd"
 )
 
+// version is set by the linker.
+var version = "dev"
+
 const usage = `usage:
   criserver-shim serve --state DIR --keeper PATH --shim PATH
   criserver-shim oci COMMAND ...
@@ -46,7 +49,7 @@ func serve(args []string) int {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.CloseOnExec(keeper.LinkFD)
 	tune()
-	c := shimd.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "criserver-shim"), Version: version()}
+	c := shimd.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "criserver-shim"), Version: version}
 	set := flag.NewFlagSet("serve", flag.ContinueOnError)
 	set.StringVar(&c.State, "state", "", "directory of the socket and of the pods' records")
 	set.StringVar(&c.Keeper, "keeper", "", "path of criserver-keeper")
@@ -75,17 +78,4 @@ func serve(args []string) int {
 func tune() {
 	debug.SetGCPercent(40)
 	runtime.GOMAXPROCS(min(4, runtime.NumCPU()))
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value
-		}
-	}
-	return info.Main.Version
 }
