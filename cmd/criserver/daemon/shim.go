@@ -28,10 +28,16 @@ func (d *Daemon) startShim(ctx context.Context) (engine.Shims, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Log, err = shimLog(d.cfg.State); err != nil {
+		return nil, err
+	}
+	if cfg.Log != nil {
+		d.opened("log of the shim", cfg.Log.Close)
+	}
 	if err := shim.Ensure(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("start the shim: %w", err)
 	}
-	client := shim.Dial(shim.SocketPath(d.cfg.State))
+	client := shim.Dial(d.shimSocket())
 	d.opened("connection to the shim", client.Close)
 	watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var watch sync.WaitGroup
@@ -40,13 +46,28 @@ func (d *Daemon) startShim(ctx context.Context) (engine.Shims, error) {
 	return client, nil
 }
 
+func (d *Daemon) shimSocket() string { return filepath.Join(d.cfg.State, shim.SocketFile) }
+
+// shimLog is where keeper and shim write what they cannot tell the daemon. Nil, the daemon's own standard error, is right
+// only for the journal: anything else may be gone when the daemon is, and they are not.
+func shimLog(state string) (*os.File, error) {
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		return nil, nil
+	}
+	file, err := os.OpenFile(filepath.Join(state, "shim.log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the log of the shim: %w", err)
+	}
+	return file, nil
+}
+
 // shimConfig finds the programs: those configured, else those beside this one.
 func (d *Daemon) shimConfig() (shim.Config, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return shim.Config{}, fmt.Errorf("find the shim beside this program: %w", err)
 	}
-	cfg := shim.Config{StateDir: d.cfg.State, KeeperPath: d.cfg.Shim.Keeper, ShimPath: d.cfg.Shim.Shim, Log: d.log}
+	cfg := shim.Config{StateDir: d.cfg.State, KeeperPath: d.cfg.Shim.Keeper, ShimPath: d.cfg.Shim.Shim}
 	for _, program := range []struct {
 		path      *string
 		name, key string
@@ -63,7 +84,7 @@ func (d *Daemon) shimConfig() (shim.Config, error) {
 
 // watchShim holds a connection that says nothing: its end is the end of the shim.
 func (d *Daemon) watchShim(ctx context.Context, cfg shim.Config) {
-	path := shim.SocketPath(d.cfg.State)
+	path := d.shimSocket()
 	dead := time.Time{}
 	for ctx.Err() == nil {
 		connection, err := new(net.Dialer).DialContext(ctx, "unix", path)
