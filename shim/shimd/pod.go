@@ -25,7 +25,11 @@ var namespaceOf = map[string]specs.LinuxNamespaceType{
 	"ipc": specs.IPCNamespace,
 	"uts": specs.UTSNamespace,
 	"pid": specs.PIDNamespace,
+	"shm": sharedMemory,
 }
+
+// sharedMemory stands for a pod's shared memory, which is held and handed on like its namespaces.
+const sharedMemory specs.LinuxNamespaceType = "shm"
 
 const podPrefix = "p/"
 
@@ -34,7 +38,7 @@ type pod struct {
 	id      string
 	ready   chan struct{}
 	failure error
-	spaces  map[string]*os.File // "ipc", "uts", "pid"
+	spaces  map[string]*os.File // "ipc", "uts", "pid", "shm"
 	holder  int                 // pid, 0 without one
 	pidfd   *os.File            // of the holder
 	cgroup  string
@@ -94,7 +98,7 @@ func (s *Server) forgetPod(p *pod) {
 }
 
 func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) error {
-	c := native.PodConfig{IPC: r.Ipc, UTS: r.Uts, PID: r.Pid, Hostname: r.Hostname, Netns: r.Netns, Sysctls: maps.Clone(r.Sysctls)}
+	c := native.PodConfig{IPC: r.Ipc, UTS: r.Uts, PID: r.Pid, Hostname: r.Hostname, Netns: r.Netns, Sysctls: maps.Clone(r.Sysctls), ShmSize: r.ShmSize}
 	if r.Pid && r.CgroupsPath != "" {
 		g, err := cgroup.New(r.CgroupsPath, nil)
 		if err != nil {
@@ -115,6 +119,9 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 		if f := made.Namespaces[kind]; f != nil {
 			p.spaces[name] = f
 		}
+	}
+	if made.Shm != nil {
+		p.spaces["shm"] = made.Shm
 	}
 	if h := made.Holder; h != nil {
 		p.holder, p.pidfd = h.Pid, h.Pidfd
@@ -265,6 +272,10 @@ func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, files map[spe
 	}
 	for _, name := range r.PodNamespaces {
 		f := p.spaces[name]
+		if f == nil && name == "shm" {
+			s.note.Warn("a pod's shared memory was lost with shim and keeper; a new container has its own", "pod", r.PodId, "container", r.Id)
+			continue
+		}
 		if f == nil {
 			return fmt.Errorf("pod %q has no %s namespace of its own: %w", r.PodId, name, errdefs.ErrFailedPrecondition)
 		}

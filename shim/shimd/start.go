@@ -80,7 +80,7 @@ func checkStart(r *api.StartRequest) error {
 	}
 	for _, n := range r.PodNamespaces {
 		if _, ok := namespaceOf[n]; !ok {
-			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid: %w", n, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid, shm: %w", n, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
@@ -140,7 +140,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	if err != nil {
 		return err
 	}
-	config.Namespaces = joined
+	config.Namespaces, config.Shm = joined, joined[sharedMemory]
 	p, err := s.runtime.create(ctx, config)
 	if err != nil {
 		return err
