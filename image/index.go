@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -28,9 +27,15 @@ const labelManifest = "criserver.io/manifest"
 type index struct {
 	mu      sync.RWMutex
 	byID    map[string]*entry
-	byName  map[string]string // full name -> ID
-	pinned  map[string]bool   // full names and IDs; never written after the start
-	changes sync.Mutex        // one change at a time, database included; never taken by readers
+	byName  map[string]meaning // full name -> what it means
+	pinned  map[string]bool    // full names and IDs; never written after the start
+	changes sync.Mutex         // one change at a time, database included; never taken by readers
+}
+
+// meaning is what a name means: an image, by way of the manifest or index that the registry had for the name.
+type meaning struct {
+	id     string
+	target digest.Digest
 }
 
 // entry is an image: what clients see of it and where its layers are.
@@ -50,7 +55,7 @@ func (e *entry) top() string {
 
 // newIndex makes an index in which the images of these names and IDs are pinned.
 func newIndex(pinned []string) (*index, error) {
-	x := &index{byID: map[string]*entry{}, byName: map[string]string{}, pinned: map[string]bool{}}
+	x := &index{byID: map[string]*entry{}, byName: map[string]meaning{}, pinned: map[string]bool{}}
 	for _, ref := range pinned {
 		if id, only, ok := idPrefix(ref); ok && only {
 			x.pinned[id] = true
@@ -75,8 +80,8 @@ func (x *index) find(ref string) (*entry, error) {
 		return e, nil
 	}
 	if nameErr == nil && !onlyID {
-		if id, ok := x.byName[named.String()]; ok {
-			return x.byID[id], nil
+		if known, ok := x.byName[named.String()]; ok {
+			return x.byID[known.id], nil
 		}
 	}
 	if !isID {
@@ -117,8 +122,8 @@ func (x *index) names(id string) []string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var names []string
-	for name, owner := range x.byName {
-		if owner == id {
+	for name, known := range x.byName {
+		if known.id == id {
 			names = append(names, name)
 		}
 	}
@@ -126,17 +131,32 @@ func (x *index) names(id string) []string {
 	return names
 }
 
-// set gives names to an image, taking them from others. It answers the entries that have no name left, which are gone,
+// meant answers the image that all of the names mean by way of target, or nil.
+func (x *index) meant(names []string, target digest.Digest) *entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var e *entry
+	for _, name := range names {
+		known := x.byName[name]
+		if known.target != target || e != nil && e.ID != known.id {
+			return nil
+		}
+		e = x.byID[known.id]
+	}
+	return e
+}
+
+// set gives names that mean target to an image, taking them from others. It answers the entries that have no name left, which are gone,
 // and whether the image is new.
-func (x *index) set(e *entry, names []string) (gone []*entry, isNew bool) {
+func (x *index) set(e *entry, target digest.Digest, names []string) (gone []*entry, isNew bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	changed := map[string]bool{e.ID: true}
 	for _, name := range names {
 		if old, ok := x.byName[name]; ok {
-			changed[old] = true
+			changed[old.id] = true
 		}
-		x.byName[name] = e.ID
+		x.byName[name] = meaning{e.ID, target}
 	}
 	old := x.byID[e.ID]
 	if old != nil {
@@ -152,8 +172,8 @@ func (x *index) drop(names []string) []*entry {
 	defer x.mu.Unlock()
 	changed := map[string]bool{}
 	for _, name := range names {
-		if id, ok := x.byName[name]; ok {
-			changed[id] = true
+		if known, ok := x.byName[name]; ok {
+			changed[known.id] = true
 			delete(x.byName, name)
 		}
 	}
@@ -163,9 +183,9 @@ func (x *index) drop(names []string) []*entry {
 // rename makes the entries of changed images anew with the names that they have. The mutex is held.
 func (x *index) rename(changed map[string]bool) (gone []*entry) {
 	names := map[string][]string{}
-	for name, id := range x.byName {
-		if changed[id] {
-			names[id] = append(names[id], name)
+	for name, known := range x.byName {
+		if changed[known.id] {
+			names[known.id] = append(names[known.id], name)
 		}
 	}
 	for id := range changed {
@@ -202,15 +222,6 @@ func (i *Image) setNames(names []string) {
 	}
 }
 
-// record makes the image known under its tag, if it was pulled by one, and its digest.
-func (p *pull) record(ctx context.Context, f *found) error {
-	names := []string{digestName(p.named, f.target.Digest)}
-	if tagged, ok := p.named.(reference.Tagged); ok && tagged.Tag() != "" {
-		names = append(names, p.named.String())
-	}
-	return p.s.setNames(ctx, f.target, f.manifest, names)
-}
-
 // setNames records that names mean the image of a manifest, which target leads to.
 func (s *Store) setNames(ctx context.Context, target, manifest ocispec.Descriptor, names []string) error {
 	e, err := s.load(ctx, manifest)
@@ -245,7 +256,7 @@ func (s *Store) setNames(ctx context.Context, target, manifest ocispec.Descripto
 	if err := s.keeper.hold(context.WithoutCancel(ctx), e.chain); err != nil {
 		return err
 	}
-	gone, isNew := s.index.set(e, names)
+	gone, isNew := s.index.set(e, target.Digest, names)
 	if !isNew {
 		s.keeper.drop(e.chain)
 	}
@@ -318,7 +329,7 @@ func (s *Store) loadIndex(ctx context.Context) error {
 			if err := s.keeper.hold(ctx, e.chain); err != nil {
 				return err
 			}
-			if _, isNew := s.index.set(e, []string{record.Name}); !isNew {
+			if _, isNew := s.index.set(e, record.Target.Digest, []string{record.Name}); !isNew {
 				s.keeper.drop(e.chain)
 			}
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -51,13 +52,12 @@ type pull struct {
 
 // found is what a pull has to fetch: the documents that lead to the layers.
 type found struct {
-	target      ocispec.Descriptor // what the name means
-	manifest    ocispec.Descriptor
-	layers      []ocispec.Descriptor
-	id          digest.Digest // of the configuration
-	diffIDs     []digest.Digest
-	chainIDs    []digest.Digest
-	descriptors []ocispec.Descriptor // target down to manifest
+	target   ocispec.Descriptor // what the name means
+	manifest ocispec.Descriptor
+	layers   []ocispec.Descriptor
+	id       digest.Digest // of the configuration
+	diffIDs  []digest.Digest
+	chainIDs []digest.Digest
 }
 
 func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.Auth, platform platforms.MatchComparer) (_ string, err error) {
@@ -78,35 +78,71 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.A
 		return "", err
 	}
 	defer p.repo.Close()
-	ctx, release, err := s.lease(ctx)
+	target, err := p.repo.Resolve(ctx)
+	if err != nil {
+		return "", err
+	}
+	if id, ok := p.unchanged(ctx, target); ok {
+		return id, nil
+	}
+	return p.fetch(ctx, target)
+}
+
+// unchanged says whether the image is here, whole, under the names that it would get. Pods that want to know of a newer
+// image each time they start then cost one question to the registry and no write.
+func (p *pull) unchanged(ctx context.Context, target ocispec.Descriptor) (id string, ok bool) {
+	e := p.s.index.meant(p.names(target), target.Digest)
+	if e == nil || images.IsIndexType(target.MediaType) && !p.platform.Match(e.Platform) {
+		return "", false
+	}
+	if e.top() == "" {
+		return e.ID, true
+	}
+	dirs, err := p.s.snapshots.LayerDirs(ctx, e.top())
+	for _, dir := range dirs {
+		if err == nil {
+			_, err = os.Stat(dir)
+		}
+	}
+	return e.ID, err == nil
+}
+
+// names are those that the image gets: by the tag, if it is pulled by one, and by digest.
+func (p *pull) names(target ocispec.Descriptor) []string {
+	names := []string{digestName(p.named, target.Digest)}
+	if tagged, ok := p.named.(reference.Tagged); ok && tagged.Tag() != "" {
+		names = append(names, p.named.String())
+	}
+	return names
+}
+
+// fetch gets what is missing of an image and records it under its names.
+func (p *pull) fetch(ctx context.Context, target ocispec.Descriptor) (string, error) {
+	ctx, release, err := p.s.lease(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer release()
-	f, err := p.find(ctx)
+	f, err := p.find(ctx, target)
 	if err != nil {
 		return "", err
 	}
-	names := digestStrings(f.chainIDs)
-	if err := s.keeper.hold(ctx, names); err != nil {
+	chain := digestStrings(f.chainIDs)
+	if err := p.s.keeper.hold(ctx, chain); err != nil {
 		return "", err
 	}
-	defer s.keeper.drop(names)
+	defer p.s.keeper.drop(chain)
 	if err := p.fetchLayers(ctx, f); err != nil {
 		return "", err
 	}
-	return f.id.String(), p.record(ctx, f)
+	return f.id.String(), p.s.setNames(ctx, f.target, f.manifest, p.names(f.target))
 }
 
-// find resolves the name and gets index, manifest and configuration.
-func (p *pull) find(ctx context.Context) (*found, error) {
-	target, err := p.repo.Resolve(ctx)
-	if err != nil {
-		return nil, err
-	}
+// find gets index, manifest and configuration.
+func (p *pull) find(ctx context.Context, target ocispec.Descriptor) (*found, error) {
+	var err error
 	f := &found{target: target, manifest: target}
 	for depth := 0; ; depth++ {
-		f.descriptors = append(f.descriptors, f.manifest)
 		if !images.IsIndexType(f.manifest.MediaType) {
 			break
 		}

@@ -54,6 +54,11 @@ func TestPullByTagAndDigest(t *testing.T) {
 			t.Errorf("layer %s was fetched %d times", l.MediaType, n)
 		}
 	}
+	before := writes(s)
+	mustPull(t, s, pushed.ref)
+	if after := writes(s); after != before {
+		t.Errorf("a pull of what is here wrote %d pages of the database", after-before)
+	}
 	assertNothingHalfMade(t, s)
 	checkRootfs(t, s, pushed.id)
 
@@ -67,6 +72,12 @@ func TestPullByTagAndDigest(t *testing.T) {
 		t.Error("status after removal:", err)
 	}
 	assertEmpty(t, s)
+}
+
+// writes counts the pages that the database has written.
+func writes(s *Store) int64 {
+	stats := s.bolt.Stats()
+	return stats.TxStats.GetWrite()
 }
 
 // checkRootfs proves that the layers are stacked right, by our reading and by the kernel's overlay.
@@ -308,19 +319,15 @@ func TestBrokenBlobs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	spoil(pushed.id)
-	if err := os.Remove(file(pushed.manifest.Digest.String())); err != nil {
-		t.Fatal(err)
-	}
-	mustPull(t, s, pushed.ref)
-	for _, d := range []string{pushed.id, pushed.manifest.Digest.String()} {
-		data, err := os.ReadFile(file(d))
-		if err != nil || digest.FromBytes(data).String() != d {
-			t.Errorf("blob %s was not mended: %v", d, err)
-		}
-	}
-	// The directory of a layer is lost, and then its blob turns out to be broken, and then to be gone.
-	for _, harm := range []func(){func() { spoil(l.Digest.String()) }, func() { _ = os.Remove(file(l.Digest.String())) }, func() {}} {
+	manifest := pushed.manifest.Digest.String()
+	blobs := []string{l.Digest.String(), pushed.id, manifest}
+	for _, harm := range []func(){
+		func() { spoil(l.Digest.String()); spoil(pushed.id) },
+		func() { spoil(manifest); _ = os.Remove(file(l.Digest.String())) },
+		func() { _ = os.Remove(file(manifest)); _ = os.Remove(file(pushed.id)) },
+		func() {},
+	} {
+		// A pull looks at the blobs when it needs them: when the directory of a layer is lost, too.
 		dirs, err := s.snapshots.LayerDirs(s.storeContext(t.Context()), l.diffID.String())
 		if err != nil || len(dirs) != 1 {
 			t.Fatal(dirs, err)
@@ -330,6 +337,12 @@ func TestBrokenBlobs(t *testing.T) {
 		}
 		harm()
 		mustPull(t, s, pushed.ref)
+		for _, d := range blobs {
+			data, err := os.ReadFile(file(d))
+			if err != nil || digest.FromBytes(data).String() != d {
+				t.Errorf("blob %s was not mended: %v", d, err)
+			}
+		}
 		if data, err := s.ReadFile(t.Context(), pushed.id, "a", 1<<20); err != nil || len(data) != 5000 {
 			t.Errorf("read %d bytes, %v", len(data), err)
 		}

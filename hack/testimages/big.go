@@ -30,7 +30,7 @@ func addBig(l *layout) error {
 			}
 			layers = append(layers, made)
 		}
-		config := ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"/none"}}
+		config := ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"/none"}, Labels: map[string]string{"compression": compression}}
 		if err := l.add(image{layers: layers, config: config}, "criserver/big:"+compression); err != nil {
 			return err
 		}
@@ -75,7 +75,7 @@ func writeBig(w *tar.Writer, n int) error {
 }
 
 func makeWords(random *rand.Rand) [][]byte {
-	words := make([][]byte, 4096)
+	words := make([][]byte, 2048)
 	for i := range words {
 		words[i] = make([]byte, 3+random.IntN(9))
 		for j := range words[i] {
@@ -92,7 +92,7 @@ func text(random *rand.Rand, words [][]byte, n int) []byte {
 		// Common words are more common, and a few bytes follow no rule.
 		out = append(out, words[int(float64(len(words))*math.Pow(random.Float64(), 3))]...)
 		out = append(out, ' ')
-		if random.IntN(8) == 0 {
+		if random.IntN(16) == 0 {
 			out = append(out, byte(random.Uint32()), byte(random.Uint32()), byte(random.Uint32()), byte(random.Uint32()))
 		}
 	}
