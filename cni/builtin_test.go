@@ -526,6 +526,7 @@ func BenchmarkAttachDetach(b *testing.B) {
 	}
 	for name, d := range map[string][]time.Duration{"attach": attaches, "detach": detaches} {
 		slices.Sort(d)
+		b.ReportMetric(float64(d[0].Microseconds()), name+"-min-us")
 		b.ReportMetric(float64(d[len(d)/2].Microseconds()), name+"-p50-us")
 		b.ReportMetric(float64(d[len(d)*95/100].Microseconds()), name+"-p95-us")
 	}
