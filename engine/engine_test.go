@@ -411,6 +411,25 @@ func TestAFailedStartIsAnExit(t *testing.T) {
 	nothingLeft(t, w, dir)
 }
 
+func TestAMissingProgramIsNotAMissingContainer(t *testing.T) {
+	w := newWorld()
+	e := open(t, w, t.TempDir())
+	_, id := runningContainer(t, e, "a")
+	w.watch(func(_ int, name string) (error, bool) {
+		if name == "Exec" {
+			return fmt.Errorf("exec: /nope: no such file or directory: %w", errdefs.ErrNotFound), false
+		}
+		return nil, false
+	})
+	_, err := e.Exec(background, id, []string{"/nope"}, 0)
+	if !errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) || !strings.HasSuffix(err.Error(), "/nope: no such file or directory") {
+		t.Errorf("exec of a missing program: %v", err)
+	}
+	if err := aboutProcess("c1", fmt.Errorf("container c1: it broke: %w", errdefs.ErrUnavailable)); !errdefs.IsUnavailable(err) || err.Error() != "it broke: unavailable" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestUpdateIsKept(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	e := open(t, w, dir)

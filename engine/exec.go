@@ -56,7 +56,7 @@ func (e *Engine) exec(ctx context.Context, id string, argv []string, timeout tim
 		keep(&stderr, errOut)
 	})
 	if err != nil {
-		return ExecResult{}, err
+		return ExecResult{}, aboutProcess(id, err)
 	}
 	if answer.TimedOut {
 		return ExecResult{}, fmt.Errorf("command %q was killed after %s: %w", argv[0], timeout, context.DeadlineExceeded)

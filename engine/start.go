@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -54,6 +55,7 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 		// Whether it runs is not known. It stays created: a repeated start, or the shim's list, will tell.
 		return err
 	case err != nil:
+		err = aboutProcess(id, err)
 		return errors.Join(err, e.startFailed(ctx, id, err))
 	}
 	for _, warning := range answer.Warnings {
@@ -124,4 +126,23 @@ func (e *Engine) startFailed(ctx context.Context, id string, cause error) error 
 		return err
 	}
 	return errors.Join(e.store.saveContainer(record), e.releaseProcess(ctx, record))
+}
+
+// processError is what the shim says of a process, in the words that are left when the container is named by others.
+type processError struct {
+	text string
+	kind error
+}
+
+func (e *processError) Error() string { return e.text }
+func (e *processError) Unwrap() error { return e.kind }
+
+// aboutProcess makes an error of the shim one of ours. What it does not find is a file in the container: to a client of
+// ours, not found would mean that there is no such container.
+func aboutProcess(id string, err error) error {
+	out := &processError{text: strings.TrimPrefix(err.Error(), "container "+id+": "), kind: err}
+	if errdefs.IsNotFound(err) {
+		out.text, out.kind = strings.TrimSuffix(out.text, ": "+errdefs.ErrNotFound.Error()), errdefs.ErrFailedPrecondition
+	}
+	return out
 }
