@@ -1,12 +1,16 @@
 package snapshotter
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -315,5 +319,58 @@ func BenchmarkPrepareRemoveVolatile(b *testing.B) {
 		if err := s.Remove(b.Context(), "key"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestConcurrentUse has everything happen to few keys at once; run it with the race detector.
+func TestConcurrentUse(t *testing.T) {
+	s := oneLayer(t)
+	ctx := context.Background()
+	expected := func(err error) {
+		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsAlreadyExists(err) && !errdefs.IsFailedPrecondition(err) && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	var work sync.WaitGroup
+	for w := range 4 {
+		work.Go(func() {
+			for i := range 15 {
+				key := fmt.Sprintf("key%d", (w+i)%3)
+				var opts []snapshots.Opt
+				if i%2 == 0 {
+					opts = append(opts, Volatile())
+				}
+				_, err := s.Prepare(ctx, key, "base", opts...)
+				expected(err)
+				_, err = s.Mounts(ctx, key)
+				expected(err)
+				info, err := s.Stat(ctx, key)
+				expected(err)
+				if err == nil {
+					info.Labels = map[string]string{"n": fmt.Sprint(i)}
+					_, err = s.Update(ctx, info, "labels.n")
+					expected(err)
+				}
+				_, err = s.Usage(ctx, key)
+				expected(err)
+				expected(s.Commit(ctx, key+"-committed", key))
+				expected(s.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }))
+				expected(s.Remove(ctx, key+"-committed"))
+				expected(s.Remove(ctx, key))
+				expected(s.Cleanup(ctx))
+			}
+		})
+	}
+	work.Wait()
+	for i := range 3 {
+		expected(s.Remove(ctx, fmt.Sprintf("key%d", i)))
+		expected(s.Remove(ctx, fmt.Sprintf("key%d-committed", i)))
+	}
+	if got := keys(t, s); got != "base" {
+		t.Errorf("snapshots are %q", got)
+	}
+	checkNoGarbage(t, s)
+	if problems := s.Problems(ctx); len(problems) != 0 {
+		t.Errorf("problems: %v", problems)
 	}
 }
