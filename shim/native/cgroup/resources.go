@@ -82,8 +82,12 @@ func convertMemory(spec *specs.LinuxResources, v version, r *cgroups.Resources) 
 	if swap > 0 && limit > 0 && swap < limit {
 		return invalid("memory.swap", fmt.Sprintf("%d is less than memory.limit, %d; it is the sum of memory and swap", swap, limit))
 	}
+	if swap > 0 && limit == 0 && v == v2 {
+		return invalid("memory.swap", "is the sum of memory and swap and needs memory.limit beside it")
+	}
 	r.Memory, r.MemorySwap, r.MemoryReservation = limit, swap, reservation
 	switch {
+	//lint:ignore SA1019 a deprecated field is refused, not dropped
 	case m.Kernel != nil && *m.Kernel > 0:
 		return refuse("memory.kernel", "the kernel has had no such limit since 5.16")
 	case m.KernelTCP != nil && *m.KernelTCP > 0:

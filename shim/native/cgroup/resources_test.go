@@ -1,5 +1,7 @@
 package cgroup
 
+//lint:file-ignore SA1019 deprecated fields of the spec are tested too
+
 import (
 	"math"
 	"reflect"
@@ -93,6 +95,7 @@ func TestConvertRefuses(t *testing.T) {
 	}{
 		"negative limit":    {memory(specs.LinuxMemory{Limit: new(int64(-2))}), v1, errdefs.IsInvalidArgument, "memory.limit"},
 		"swap below limit":  {memory(specs.LinuxMemory{Limit: new(int64(9)), Swap: new(int64(8))}), v2, errdefs.IsInvalidArgument, "memory.swap"},
+		"swap alone v2":     {memory(specs.LinuxMemory{Swap: new(int64(8))}), v2, errdefs.IsInvalidArgument, "memory.swap"},
 		"kernel memory":     {memory(specs.LinuxMemory{Kernel: new(int64(9))}), v1, errdefs.IsNotImplemented, "memory.kernel"},
 		"tcp memory":        {memory(specs.LinuxMemory{KernelTCP: new(int64(9))}), v1, errdefs.IsNotImplemented, "memory.kernelTCP"},
 		"no hierarchy":      {memory(specs.LinuxMemory{UseHierarchy: new(false)}), v1, errdefs.IsNotImplemented, "memory.useHierarchy"},

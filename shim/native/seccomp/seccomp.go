@@ -7,6 +7,13 @@
 // architecture that the profile does not list kills the thread. Arguments of 32-bit architectures are compared by their
 // lower 32 bits, and so are those of x32.
 //
+// Where system calls can also be reached through socketcall or ipc, a rule for one holds for that way too. If it asks for
+// arguments, which then lie in memory out of a filter's sight, it forbids that way whatever they are, or, being a rule that
+// permits, does not open it.
+//
+// A call whose number is beyond all that the profile names gets ENOSYS instead of a default that forbids, because the
+// profile was written before it was, and programs know what to do without it.
+//
 // Numbers are found by binary search over ranges that have one verdict, so that a call costs about ten instructions;
 // for calls whose verdict does not depend on arguments Linux 5.11 and later does not run the filter at all.
 package seccomp
