@@ -25,6 +25,9 @@ func podOf(config *runtime.PodSandboxConfig, handler string) (spec.Pod, error) {
 	if meta.GetName() == "" {
 		return spec.Pod{}, required("config.metadata.name")
 	}
+	if meta.GetNamespace() == "" {
+		return spec.Pod{}, required("config.metadata.namespace")
+	}
 	if handler != "" && handler != nativeHandler {
 		return spec.Pod{}, invalid("runtime_handler", "%q is unknown; this node has %q", handler, nativeHandler)
 	}

@@ -103,6 +103,7 @@ func TestPodErrors(t *testing.T) {
 	for want, change := range map[string]func(*runtime.PodSandboxConfig){
 		"invalid config.metadata.name: required":    func(c *runtime.PodSandboxConfig) { c.Metadata.Name = "" },
 		"invalid config.metadata.name: required ":   func(c *runtime.PodSandboxConfig) { c.Metadata = nil },
+		"invalid config.metadata.namespace: requi":  func(c *runtime.PodSandboxConfig) { c.Metadata.Namespace = "" },
 		"invalid config.metadata.uid: contains":     func(c *runtime.PodSandboxConfig) { c.Metadata.Uid = "a\x00" },
 		"invalid config.windows":                    func(c *runtime.PodSandboxConfig) { c.Windows = &runtime.WindowsPodSandboxConfig{} },
 		"invalid config.hostname: \"a\\nb\"":        func(c *runtime.PodSandboxConfig) { c.Hostname = "a\nb" },
