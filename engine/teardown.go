@@ -125,8 +125,11 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	err := e.eachContainer(id, func(c string) error {
 		return e.ops.within(ctx, e.ctx, containerKey(c), "remove", func(ctx context.Context) error { return e.removeContainer(ctx, c) })
 	})
-	// The network goes even when a container cannot: addresses are scarce.
-	if err := errors.Join(err, e.releasePod(ctx, record)); err != nil {
+	if !record.Released {
+		// The network goes even when a container cannot: addresses are scarce.
+		err = errors.Join(err, e.releasePod(ctx, record))
+	}
+	if err != nil {
 		return err
 	}
 	if err := os.RemoveAll(e.store.podDir(id)); err != nil {
