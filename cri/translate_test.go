@@ -154,7 +154,7 @@ func TestPodErrors(t *testing.T) {
 	}
 	_, err := podOf(nil, "")
 	expect(t, err, "invalid config: required")
-	_, err = podOf(&runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "a"}}, "kata")
+	_, err = podOf(&runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "a", Namespace: "b"}}, "kata")
 	expect(t, err, `invalid runtime_handler: "kata" is unknown`)
 }
 
