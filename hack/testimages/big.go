@@ -5,12 +5,9 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-const arch = runtime.GOARCH
 
 // The big images have the shape of a language's runtime image: some layers, many small files, a few large ones.
 const (

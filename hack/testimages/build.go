@@ -5,22 +5,33 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-//go:embed guest/*/main.go
-var guests embed.FS
+// sources are those of this program: what it makes depends on them, and the guests are compiled from them.
+//
+//go:embed *.go guest/*/main.go
+var sources embed.FS
 
 // build makes the layout in out, unless it is there and up to date.
 func build(ctx context.Context, out, cache string, big bool) error {
+	unlock, err := lock(out)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	debs, err := download(ctx, cache)
 	if err != nil {
 		return err
@@ -37,11 +48,7 @@ func build(ctx context.Context, out, cache string, big bool) error {
 	if have, err := os.ReadFile(filepath.Join(out, "stamp")); err == nil && slices.Contains(stamps, string(have)) {
 		return nil
 	}
-	parent := filepath.Dir(filepath.Clean(out))
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return err
-	}
-	temporary, err := os.MkdirTemp(parent, ".testimages-*")
+	temporary, err := os.MkdirTemp(filepath.Dir(filepath.Clean(out)), ".testimages-*")
 	if err != nil {
 		return err
 	}
@@ -82,21 +89,46 @@ func replace(temporary, out string) error {
 	return os.Rename(temporary, out)
 }
 
-// fingerprint identifies what the images are made of: the packages, this program, and the compiler of the guests.
+// fingerprint identifies what the images are made of: the packages, this program, and what compiled it and the guests. The
+// binary would not do, for it changes with every commit.
 func fingerprint(debs map[string]string) (string, error) {
 	h := sha256.New()
 	for _, name := range slices.Sorted(maps.Keys(debs)) {
 		fmt.Fprintln(h, filepath.Base(debs[name]))
 	}
-	self, err := os.Open("/proc/self/exe")
+	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH)
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, module := range info.Deps {
+			if module.Path == "github.com/klauspost/compress" {
+				fmt.Fprintln(h, module.Version)
+			}
+		}
+	}
+	err := fs.WalkDir(sources, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		content, err := sources.ReadFile(path)
+		fmt.Fprintf(h, "%s %x\n", path, sha256.Sum256(content))
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)), err
+}
+
+// lock keeps others from building next to out until it is called off.
+func lock(out string) (unlock func(), err error) {
+	parent := filepath.Dir(filepath.Clean(out))
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(filepath.Join(parent, ".testimages.lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer self.Close()
-	if _, err := io.Copy(h, self); err != nil {
-		return "", err
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", file.Name(), err), file.Close())
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return func() { _ = file.Close() }, nil
 }
 
 func makeLayout(ctx context.Context, dir string, debs map[string]string, big bool) error {
@@ -117,7 +149,7 @@ func makeLayout(ctx context.Context, dir string, debs map[string]string, big boo
 
 // guest compiles one of the programs in guest/ to a static binary.
 func guest(ctx context.Context, name string) (string, error) {
-	source, err := guests.ReadFile("guest/" + name + "/main.go")
+	source, err := sources.ReadFile("guest/" + name + "/main.go")
 	if err != nil {
 		return "", err
 	}

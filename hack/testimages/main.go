@@ -3,7 +3,8 @@
 //	testimages build -o DIR [-cache DIR] [-big]    an OCI layout; made again only when something changed
 //	testimages serve -dir DIR -listen ADDR         prints "listening on ADDR" as its first line
 //
-// What it makes depends only on the packages' versions and on this program: the same input gives the same digests.
+// What it makes depends only on the packages' versions, on this program and on the Go compiler: the same input gives the same
+// digests.
 package main
 
 import (

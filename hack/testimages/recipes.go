@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,7 @@ tty:x:5:
 www-data:x:33:
 nogroup:x:65534:
 `
+	arch       = runtime.GOARCH
 	searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
@@ -234,12 +236,12 @@ func addStatic(ctx context.Context, l *layout, _ map[string]string, base layer) 
 
 // addUsers makes the images whose configuration names a user.
 func addUsers(_ context.Context, l *layout, _ map[string]string, base layer) error {
-	for name, user := range map[string]string{
-		"uid": "1002", "username": "www-data", "uid-group": "1003:1004", "username-group": "www-data:1004",
+	for _, variant := range []struct{ name, user string }{
+		{"uid", "1002"}, {"username", "www-data"}, {"uid-group", "1003:1004"}, {"username-group", "www-data:1004"},
 	} {
 		if err := l.add(image{layers: []layer{base}, config: ocispec.ImageConfig{
-			Env: []string{searchPath}, Cmd: []string{"sh"}, User: user,
-		}}, "k8s-staging-cri-tools/test-image-user-"+name+":latest"); err != nil {
+			Env: []string{searchPath}, Cmd: []string{"sh"}, User: variant.user,
+		}}, "k8s-staging-cri-tools/test-image-user-"+variant.name+":latest"); err != nil {
 			return err
 		}
 	}
@@ -260,14 +262,10 @@ func addUsers(_ context.Context, l *layout, _ map[string]string, base layer) err
 // addTags makes images that differ in a file only, and one with several tags.
 func addTags(_ context.Context, l *layout, _ map[string]string, base layer) error {
 	const prefix = "k8s-staging-cri-tools/test-image-"
-	for file, names := range map[string][]string{
-		"latest": {"latest:latest"},
-		"tag":    {"tag:test", "tag:all"},
-		"digest": {"digest:latest"},
-		"1":      {"1:latest"}, "2": {"2:latest"}, "3": {"3:latest"},
-		"tags": {"tags:1", "tags:2", "tags:3"},
+	for _, names := range [][]string{
+		{"latest:latest"}, {"tag:test", "tag:all"}, {"digest:latest"}, {"1:latest"}, {"2:latest"}, {"3:latest"}, {"tags:1", "tags:2", "tags:3"},
 	} {
-		marker, err := one(l, "marker", 0o644, file+"\n")
+		marker, err := one(l, "marker", 0o644, names[0]+"\n")
 		if err != nil {
 			return err
 		}

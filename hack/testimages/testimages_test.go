@@ -36,6 +36,17 @@ func TestServeBuiltImages(t *testing.T) {
 	if after, err := os.Stat(filepath.Join(out, "index.json")); err != nil || !after.ModTime().Equal(before.ModTime()) {
 		t.Errorf("a second build made the images again (%v)", err)
 	}
+	twin := filepath.Join(t.TempDir(), "layout")
+	if err := build(t.Context(), twin, "../cache/debs", false); err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.ReadFile(filepath.Join(out, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := os.ReadFile(filepath.Join(twin, "index.json")); err != nil || !bytes.Equal(first, second) {
+		t.Errorf("the same input gives other images (%v)", err)
+	}
 	index, err := ociLayout.ImageIndexFromPath(out)
 	if err != nil {
 		t.Fatal(err)
