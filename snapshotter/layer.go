@@ -162,6 +162,9 @@ func (l *Layer) begin() error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
+	if err := os.Chmod(path, 0o755); err != nil { // whatever the umask
+		return err
+	}
 	var err error
 	l.dir, err = os.Open(path)
 	return err

@@ -133,8 +133,12 @@ func (s *Snapshotter) discard(ctx context.Context, dir string, n uint64) {
 // Cleanup removes what no record is about: directories left by a kill, what Remove has left, and committed layers
 // that no snapshot has used for a while. It goes on past errors.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	s.cleaning.Lock()
-	defer s.cleaning.Unlock()
+	select {
+	case s.cleaning <- struct{}{}:
+		defer func() { <-s.cleaning }()
+	case <-ctx.Done():
+		return fmt.Errorf("clean up snapshots: wait for another cleanup: %w", ctx.Err())
+	}
 	failures := []error{s.dropUnused()}
 	for _, dir := range []string{layersDir, activeDir} {
 		failures = append(failures, s.trashUnknown(dir))

@@ -56,8 +56,8 @@ type Snapshotter struct {
 	options    []string // of every overlay mount
 	db         *store
 	syncer     *syncer
-	cleaning   sync.Mutex // one Cleanup at a time; nothing else takes it
-	updating   sync.Mutex // one Update at a time, so that none undoes another; nothing else takes it
+	cleaning   chan struct{} // of capacity one: one Cleanup at a time
+	updating   sync.Mutex    // one Update at a time, so that none undoes another; nothing else takes it
 	closeOnce  sync.Once
 	closeError error
 
@@ -94,7 +94,9 @@ func New(root string, opts ...Option) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshots at %q: overlayfs takes no path with ':', ',' or '\\'; choose another root directory: %w",
 			root, errdefs.ErrInvalidArgument)
 	}
-	s := &Snapshotter{root: root, log: slog.Default(), grace: defaultLayerGrace, options: overlayOptions()}
+	s := &Snapshotter{
+		root: root, log: slog.Default(), grace: defaultLayerGrace, options: overlayOptions(), cleaning: make(chan struct{}, 1),
+	}
 	for _, opt := range opts {
 		opt(s)
 	}

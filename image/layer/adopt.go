@@ -27,7 +27,7 @@ func Adopt(ctx context.Context, dir *os.File, result *Result, parents []string) 
 	a := &adopter{tree: newTree(int(dir.Fd())), lower: lower, implied: map[string]bool{}, opaque: map[string]bool{}}
 	defer a.tree.close()
 	if err := a.run(ctx, result); err != nil {
-		return withKind(fmt.Errorf("adopt layer: %w", err))
+		return withKind("adopt layer", err)
 	}
 	u, err := measure(ctx, int(dir.Fd()))
 	if err != nil {
@@ -333,7 +333,7 @@ func (a *adopter) link(link Link) error {
 		return keepTimes(dir, func() error { return copyElement(e, dir, base) })
 	})
 	if err == nil && !found {
-		return refuse("neither this layer nor those below have that file")
+		return refuse("neither the layer before this entry nor those below have that file")
 	}
 	return err
 }

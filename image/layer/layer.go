@@ -94,13 +94,13 @@ func Write(ctx context.Context, dir *os.File, r io.Reader, o Options) (Result, e
 	}
 	defer w.tree.close()
 	if err := w.run(); err != nil {
-		return Result{}, withKind(err)
+		return Result{}, withKind("write layer", err)
 	}
 	if _, err := io.CopyBuffer(io.Discard, plainReader{buffered}, w.buffer); err != nil {
 		return Result{}, fmt.Errorf("read layer: %w", err)
 	}
 	if err := w.finish(ctx, dir); err != nil {
-		return Result{}, withKind(err)
+		return Result{}, withKind("write layer", err)
 	}
 	return w.result, nil
 }
@@ -122,14 +122,14 @@ func (c *contextReader) Read(p []byte) (int, error) {
 }
 
 // withKind adds the kind that a caller acts on.
-func withKind(err error) error {
+func withKind(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf("write layer: %w: free space on the filesystem of the root directory: %w", err, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("%s: %w: free space on the filesystem of the root directory: %w", what, err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, tar.ErrHeader):
-		return fmt.Errorf("write layer: not a tar stream: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s: not a tar stream: %w: %w", what, err, errdefs.ErrInvalidArgument)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("write layer: the tar stream is cut off: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s: the tar stream is cut off: %w: %w", what, err, errdefs.ErrInvalidArgument)
 	}
-	return fmt.Errorf("write layer: %w", err)
+	return fmt.Errorf("%s: %w", what, err)
 }
