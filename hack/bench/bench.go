@@ -81,6 +81,9 @@ type bench struct {
 	times   times
 }
 
+// ownPID gives each container processes of its own, as a kubelet asks by default.
+var ownPID = &runtimev1.NamespaceOption{Pid: runtimev1.NamespaceMode_CONTAINER}
+
 // pod is one pod with one container.
 type pod struct {
 	id, container string
@@ -196,7 +199,7 @@ func (b *bench) up(ctx context.Context, name string) (*pod, error) {
 			Name: fmt.Sprintf("bench-%d", number), Namespace: "bench", Uid: fmt.Sprintf("bench-%d-%d", os.Getpid(), number),
 		},
 		LogDirectory: filepath.Join(b.logs, fmt.Sprint(number)),
-		Linux:        &runtimev1.LinuxPodSandboxConfig{},
+		Linux:        &runtimev1.LinuxPodSandboxConfig{SecurityContext: &runtimev1.LinuxSandboxSecurityContext{NamespaceOptions: ownPID}},
 	}}
 	if err := os.MkdirAll(p.config.LogDirectory, 0o755); err != nil {
 		return nil, err
@@ -220,7 +223,9 @@ func (b *bench) up(ctx context.Context, name string) (*pod, error) {
 			resp, err := b.runtime.CreateContainer(ctx, &runtimev1.CreateContainerRequest{
 				PodSandboxId: p.id, SandboxConfig: p.config, Config: &runtimev1.ContainerConfig{
 					Metadata: &runtimev1.ContainerMetadata{Name: "sleep"}, Image: &runtimev1.ImageSpec{Image: b.image},
-					Command: []string{"sleep", "3600"}, LogPath: "sleep.log", Linux: &runtimev1.LinuxContainerConfig{},
+					Command: []string{"sleep", "3600"}, LogPath: "sleep.log", Linux: &runtimev1.LinuxContainerConfig{
+						SecurityContext: &runtimev1.LinuxContainerSecurityContext{NamespaceOptions: ownPID},
+					},
 				},
 			})
 			p.container = resp.GetContainerId()

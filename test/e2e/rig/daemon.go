@@ -175,14 +175,19 @@ func (d *Daemon) Remove() error {
 	return errors.Join(os.RemoveAll(filepath.Dir(d.RootDir)), os.RemoveAll(d.StateDir))
 }
 
-// LogTail is the last n lines of the daemon's log.
+// LogTail is the last n lines of the daemon's log, long ones cut.
 func (d *Daemon) LogTail(n int) string {
 	text, err := os.ReadFile(d.LogFile)
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+	lines = lines[max(0, len(lines)-n):]
+	for i, line := range lines {
+		const enough = 400
+		lines[i] = line[:min(len(line), enough)]
+	}
+	return strings.Join(lines, "\n")
 }
 
 // ShimPID and KeeperPID find the processes that serve this daemon by their program's name. A place that runs several
