@@ -158,7 +158,8 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	record.User, record.StopSignal, record.PodNamespaces, record.PIDTarget = made.user, made.stopSignal, made.podNamespaces, made.pidTarget
+	record.User, record.StopSignal, record.OwnPID = made.user, made.stopSignal, made.ownPID
+	record.PodNamespaces, record.PIDTarget = made.podNamespaces, made.pidTarget
 	if err := move(&record.State, created); err != nil {
 		return err
 	}
@@ -186,6 +187,7 @@ type madeSpec struct {
 	stopSignal    int32
 	podNamespaces []string
 	pidTarget     string
+	ownPID        bool
 }
 
 // makeSpec builds a container's spec and writes config.json.
@@ -216,7 +218,7 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, c spec.Container,
 	for _, warning := range out.Warnings {
 		e.log.Warn(warning, "container", c.ID, "name", c.Name)
 	}
-	made.podNamespaces, made.pidTarget = out.PodNamespaces, out.PIDTarget
+	made.podNamespaces, made.pidTarget, made.ownPID = out.PodNamespaces, out.PIDTarget, out.OwnPID
 	data, err := json.Marshal(out.Spec)
 	if err != nil {
 		return made, fmt.Errorf("encode the OCI spec: %w", err)

@@ -42,6 +42,7 @@ type containerRecord struct {
 	CgroupsPath   string      `json:"cgroupsPath,omitempty"`
 	PodNamespaces []string    `json:"podNamespaces,omitempty"`
 	PIDTarget     string      `json:"pidTarget,omitempty"`
+	OwnPID        bool        `json:"ownPID,omitempty"` // its process is the init of a pid namespace that is its own
 	Rootfs        rootfsMount `json:"rootfs"`
 }
 

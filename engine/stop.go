@@ -117,7 +117,7 @@ func (e *Engine) stopContainer(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return e.kill(ctx, id, c)
+	return e.kill(ctx, id, c, !record.OwnPID)
 }
 
 // awaitDeadline waits until the container has ended or its deadline has passed, which may come closer meanwhile.
@@ -142,8 +142,9 @@ func (e *Engine) awaitDeadline(ctx context.Context, id string, c *container) (en
 	}
 }
 
-// kill ends everything in the container and waits until its process is seen to be gone.
-func (e *Engine) kill(ctx context.Context, id string, c *container) error {
+// kill ends everything in the container and waits until its process is seen to be gone. Without all only the process is
+// killed, which is quicker, and enough where it is the init of a pid namespace.
+func (e *Engine) kill(ctx context.Context, id string, c *container, all bool) error {
 	giveUp := time.After(killPatience)
 	for {
 		select {
@@ -151,9 +152,10 @@ func (e *Engine) kill(ctx context.Context, id string, c *container) error {
 			return nil
 		default:
 		}
-		if err := e.signal(ctx, id, int32(unix.SIGKILL), true); err != nil {
+		if err := e.signal(ctx, id, int32(unix.SIGKILL), all); err != nil {
 			return err
 		}
+		all = true
 		select {
 		case <-c.ended:
 			return nil

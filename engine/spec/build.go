@@ -117,6 +117,7 @@ func (b *builder) pidNamespace(add, join func(specs.LinuxNamespaceType, string))
 	switch mode {
 	case "", ModeContainer:
 		add(specs.PIDNamespace, "")
+		b.out.OwnPID = true
 	case ModePod:
 		join(specs.PIDNamespace, "pid")
 	case ModeTarget:

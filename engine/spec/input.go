@@ -68,6 +68,8 @@ type Output struct {
 	// PodNamespaces are those of the pod that the container joins: "ipc", "uts", "pid". The spec names them without a path.
 	// With "shm" the pod's shared memory takes the place of the tmpfs at /dev/shm.
 	PodNamespaces []string
+	// OwnPID says that the process is the init of a pid namespace of its own, so that all in it ends with it.
+	OwnPID bool
 	// PIDTarget is the container whose pid namespace is joined, else "".
 	PIDTarget string
 	// Warnings say what was asked for and could not be given.
