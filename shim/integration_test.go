@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -479,6 +480,43 @@ func TestKillShim(t *testing.T) {
 	}
 	if out := n.output(c, "line "+strconv.Itoa(lines-1)); out["stdout"] != numbered(lines) {
 		t.Errorf("the log has gaps or doubles: %q", out["stdout"])
+	}
+}
+
+// TestKillDuringStart kills the shim at a random moment of each of 15 starts. The client tries again, and every container runs once.
+func TestKillDuringStart(t *testing.T) {
+	n := newNode(t)
+	var all []*container
+	for range 15 {
+		c := n.container("term")
+		pid := n.info().Pid
+		killed := make(chan struct{})
+		go func() {
+			time.Sleep(rand.N(25 * time.Millisecond))
+			_ = unix.Kill(int(pid), unix.SIGKILL)
+			close(killed)
+		}()
+		n.start(c)
+		<-killed
+		all = append(all, c)
+	}
+	list, err := n.List(n.context())
+	if err != nil || len(list.Containers) != len(all) {
+		t.Fatalf("%d containers, %v", len(list.GetContainers()), err)
+	}
+	for _, c := range list.Containers {
+		if c.Exit != nil || n.pids(c.Id) != 1 {
+			t.Errorf("%s: %d processes, exit %v", c.Id, n.pids(c.Id), c.Exit)
+		}
+	}
+	for _, c := range all {
+		n.output(c, "ready")
+		if err := n.Signal(n.context(), &api.SignalRequest{Id: c.id, Signal: 15}); err != nil {
+			t.Error(err)
+		}
+		if e := n.exit(c.id); e.Code != 3 {
+			t.Errorf("%s: %v", c.id, e)
+		}
 	}
 }
 

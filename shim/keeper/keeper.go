@@ -20,8 +20,10 @@ type Config struct {
 	Env   []string // environment of the shim
 }
 
-// Restart back-off: the first restart is immediate; a shim that lived shorter than settled doubles the delay.
+// Restart back-off: a shim is started again at once, but when more than freeDeaths in a row lived shorter than settled,
+// the pause doubles up to lastDelay.
 const (
+	freeDeaths = 10
 	firstDelay = 10 * time.Millisecond
 	lastDelay  = time.Second
 	settled    = 5 * time.Second
@@ -78,7 +80,7 @@ func Run(c Config) error {
 
 // supervise starts shims until one ends on purpose.
 func (k *keeper) supervise() error {
-	var delay time.Duration
+	var pause backoff
 	for {
 		began := time.Now()
 		status, err := k.runShim()
@@ -94,21 +96,24 @@ func (k *keeper) supervise() error {
 		default:
 			say("shim " + strconv.Itoa(status.PID) + " ended with status " + strconv.Itoa(status.Code) + " and is started again")
 		}
-		delay = nextDelay(delay, lived)
-		time.Sleep(delay)
+		time.Sleep(pause.next(lived))
 	}
 }
 
-// nextDelay is the pause before a restart, given the one before and how long the shim lived since.
-func nextDelay(before, lived time.Duration) time.Duration {
-	switch {
-	case lived >= settled:
+// backoff counts the shims in a row that lived shorter than settled.
+type backoff struct{ early int }
+
+// next is the pause before a restart, given how long the last shim lived.
+func (b *backoff) next(lived time.Duration) time.Duration {
+	if lived >= settled {
+		b.early = 0
 		return 0
-	case before == 0 && lived >= firstDelay:
-		return time.Millisecond
-	default:
-		return min(max(2*before, firstDelay), lastDelay)
 	}
+	b.early++
+	if b.early <= freeDeaths {
+		return time.Millisecond
+	}
+	return min(firstDelay<<min(b.early-freeDeaths-1, 10), lastDelay)
 }
 
 // holds reports whether a container or a pod is held.

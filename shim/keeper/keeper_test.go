@@ -513,20 +513,18 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-func TestNextDelay(t *testing.T) {
-	var delay time.Duration
-	if delay = nextDelay(0, 20*time.Millisecond); delay > time.Millisecond {
-		t.Fatalf("a first restart waits %v", delay)
-	}
-	for range 20 {
-		next := nextDelay(delay, 0)
-		if next < delay || next > lastDelay {
-			t.Fatalf("%v after %v", next, delay)
+func TestBackoff(t *testing.T) {
+	var b backoff
+	var before time.Duration
+	for i := range 40 {
+		pause := b.next(0)
+		if i < freeDeaths && pause > time.Millisecond || pause < before || pause > lastDelay {
+			t.Fatalf("death %d: %v after %v", i, pause, before)
 		}
-		delay = next
+		before = pause
 	}
-	if delay != lastDelay || nextDelay(delay, settled) != 0 {
-		t.Fatalf("back-off ends at %v", delay)
+	if before != lastDelay || b.next(settled) != 0 || b.next(0) > time.Millisecond {
+		t.Fatalf("it ends at %v", before)
 	}
 }
 

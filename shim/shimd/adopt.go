@@ -99,6 +99,9 @@ func (c *container) logIndex() int {
 	return -1
 }
 
+// undoLimit bounds undoStart: nobody is served meanwhile. What it leaves, the next Start of the container ends (makeFIFO).
+const undoLimit = 2 * time.Second
+
 // undoStart ends what a start that was cut short has left. Whoever asked for it comes again.
 func (s *Server) undoStart(ctx context.Context, c *container, why error) {
 	if !errors.Is(why, fs.ErrNotExist) {
@@ -108,7 +111,7 @@ func (s *Server) undoStart(ctx context.Context, c *container, why error) {
 	if spec, err := c.loadSpec(); err == nil && spec.Linux.CgroupsPath != "" {
 		c.cgroup, _ = cgroup.New(spec.Linux.CgroupsPath, nil)
 	}
-	work, cancel := context.WithTimeout(ctx, deleteLimit)
+	work, cancel := context.WithTimeout(ctx, undoLimit)
 	defer cancel()
 	if err := s.teardown(work, c); err != nil {
 		s.note.Error("a start that was cut short leaves something behind", "container", c.id, "error", err)

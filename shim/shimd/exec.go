@@ -87,7 +87,7 @@ func (s *Server) follow(ctx context.Context, c *container, run *process, out *ou
 	}
 	defer run.pidfd.Close()
 	// A shim that comes after this one ends the process (endExec).
-	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, FDs: []int{pidfd}}); err != nil {
+	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, Extra: c.record.Cgroup, FDs: []int{pidfd}}); err != nil {
 		s.note.Warn("the keeper does not hold an exec", "container", c.id, "error", err)
 	}
 	defer func() { _ = s.link.drop(key) }()
@@ -134,7 +134,11 @@ func timeout(ns int64) (<-chan time.Time, func()) {
 // endExec kills a process that Exec of an earlier shim ran: its caller is gone.
 func (s *Server) endExec(e keeper.Entry) {
 	if fd := e.FD("pidfd"); fd >= 0 && !hasEnded(fd, 0) {
-		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		var g *cgroup.Cgroup
+		if e.Extra != "" {
+			g, _ = cgroup.New(e.Extra, nil)
+		}
+		killTree(g, e.PID, fd)
 	}
 	if err := s.link.drop(e.Key); err == nil {
 		e.Close()

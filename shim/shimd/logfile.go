@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When the log cannot be written (the disk is full, say), the write is tried again for retryFor, which holds the workload
+// When the log cannot be written (the disk is full, say), the write is tried again for retryLimit, which holds the workload
 // back by its full pipe. After that output is dropped, so that the workload goes on, until a write succeeds again: then
 // a record says how much is missing.
 const (
 	retryFirst = 50 * time.Millisecond
 	retryLast  = time.Second
-	retryFor   = 10 * time.Second
+	retryLimit = 10 * time.Second
 )
 
 // scratchSize is the size of the buffers in which records are formatted.
@@ -34,9 +34,10 @@ var writers = make(chan struct{}, 4096)
 // logFile is the log of one container. One write is in progress at a time: who has the token in turn owns the fields
 // below it, so a log that stalls stops the streams of its own container and nothing else.
 type logFile struct {
-	path   string
-	closed chan struct{} // closed by close: ends retries
-	once   sync.Once
+	path     string
+	retryFor time.Duration
+	closed   chan struct{} // closed by close: ends retries
+	once     sync.Once
 
 	turn    chan struct{}
 	file    *os.File
@@ -68,7 +69,7 @@ func openLog(path string) (*os.File, error) {
 }
 
 func newLogFile(path string, file *os.File) *logFile {
-	l := &logFile{path: path, file: file, closed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	l := &logFile{path: path, retryFor: retryLimit, file: file, closed: make(chan struct{}), turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
 	return l
 }
@@ -160,7 +161,7 @@ func (l *logFile) write(s *slot, b []byte) error {
 	began, pause := time.Now(), retryFirst
 	for {
 		err := l.attempt(s, b)
-		if err == nil || l.lost > 0 || time.Since(began) > retryFor {
+		if err == nil || l.lost > 0 || time.Since(began) > l.retryFor {
 			return err
 		}
 		timer := time.NewTimer(pause)

@@ -312,7 +312,13 @@ func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint
 	err := unix.Mkfifoat(dir, name, 0o600)
 	if errors.Is(err, unix.EEXIST) {
 		if c.cgroup != nil {
-			if err := c.cgroup.Kill(ctx); err != nil {
+			// Made anew, because from Linux 6.14 on a clone into a cgroup that was once killed, from one that was not, is
+			// killed at once.
+			err := c.cgroup.Kill(ctx)
+			if err = errors.Join(err, c.cgroup.Remove(ctx)); err == nil {
+				err = c.cgroup.Create(ctx)
+			}
+			if err != nil {
 				return err
 			}
 		}
