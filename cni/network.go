@@ -114,7 +114,11 @@ func (n *Network) startPlugin(ctx context.Context) error {
 		if r.Builtin == nil {
 			continue
 		}
-		leaving := r.State == stateDetaching || r.BootID != fsx.BootID()
+		leaving := r.BootID != fsx.BootID() || !n.dir.Pinned(pinPrefix+id)
+		if leaving {
+			r = r.to(stateDetaching)
+			n.know(r)
+		}
 		if err := plugin.Recover(id, r.Builtin, leaving, n.gone(r)); err != nil {
 			n.log.Error("a network record contradicts another; its pod loses its network", "pod", id, "err", err)
 		}
@@ -154,19 +158,18 @@ func (n *Network) gone(r *record) func() {
 	}
 }
 
-// resume goes on with what an earlier process left half done.
+// resume goes on with the DELs that an earlier process left, those of pods of another boot included.
 func (n *Network) resume() {
 	for id, r := range n.snapshot() {
 		switch {
-		case r.BootID != fsx.BootID() || r.State == stateDetaching:
-			if err := n.dir.Unpin(pinPrefix + id); err != nil && r.Conflist == nil {
-				n.log.Warn("remove a network namespace", "err", err)
-			}
-			if r.Conflist != nil {
-				n.postpone(r.to(statePending))
-			}
+		case r.Conflist == nil:
 		case r.State == statePending:
 			n.postpone(r)
+		case r.State == stateDetaching, r.BootID != fsx.BootID():
+			if err := n.dir.Unpin(pinPrefix + id); err != nil {
+				n.log.Warn("remove a network namespace", "err", err)
+			}
+			n.postpone(r.to(statePending))
 		}
 	}
 }
@@ -188,10 +191,14 @@ func (n *Network) put(r *record) error {
 	if err := n.store.write(r); err != nil {
 		return err
 	}
+	n.know(r)
+	return nil
+}
+
+func (n *Network) know(r *record) {
 	n.mu.Lock()
 	n.records[r.Request.PodID] = r
 	n.mu.Unlock()
-	return nil
 }
 
 // Attach makes the namespace and attaches it. Repeated for a pod that is attached it answers as before. After an error
@@ -231,10 +238,38 @@ func (n *Network) attach(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("attach pod %s: %w", req.PodID, err)
 	}
+	if r.Builtin != nil {
+		return n.attachBuiltin(ctx, r)
+	}
+	return n.attachConflist(ctx, r)
+}
+
+// attachBuiltin pins the namespace last: a pinned namespace is what makes the attachment, so that one record does. Of
+// what was made for a namespace that was never pinned, nothing outlives this process.
+func (n *Network) attachBuiltin(ctx context.Context, r *record) (Result, error) {
+	id := r.Request.PodID
+	if err := n.store.write(r.to(stateAttached)); err != nil {
+		return Result{}, errors.Join(err, n.plugin.Detach(id, r.Builtin, nil))
+	}
+	n.know(r)
+	ns, err := n.pool.Get()
+	if err != nil {
+		return Result{}, err
+	}
+	defer ns.Close()
+	if err := n.plugin.Attach(ctx, id, r.Builtin, ns); err != nil {
+		return Result{}, err
+	}
+	if err := n.dir.Pin(ns, pinPrefix+id); err != nil {
+		return Result{}, err
+	}
+	n.know(r.to(stateAttached))
+	return r.result(), nil
+}
+
+// attachConflist pins the namespace first, because plugins are given its path.
+func (n *Network) attachConflist(ctx context.Context, r *record) (Result, error) {
 	if err := n.put(r); err != nil {
-		if r.Builtin != nil {
-			err = errors.Join(err, n.plugin.Detach(req.PodID, r.Builtin, nil))
-		}
 		return Result{}, err
 	}
 	ns, err := n.pool.Get()
@@ -242,16 +277,11 @@ func (n *Network) attach(ctx context.Context, req Request) (Result, error) {
 		return Result{}, err
 	}
 	defer ns.Close()
-	if err := n.dir.Pin(ns, pinPrefix+req.PodID); err != nil {
+	if err := n.dir.Pin(ns, pinPrefix+r.Request.PodID); err != nil {
 		return Result{}, err
 	}
 	attached := r.to(stateAttached)
-	if r.Builtin != nil {
-		err = n.plugin.Attach(ctx, req.PodID, r.Builtin, ns)
-	} else {
-		attached.IPs, attached.Conflist, err = n.lists.add(ctx, r)
-	}
-	if err != nil {
+	if attached.IPs, attached.Conflist, err = n.lists.add(ctx, r); err != nil {
 		return Result{}, err
 	}
 	if err := n.put(attached); err != nil {
@@ -319,7 +349,8 @@ func (n *Network) teardown(ctx context.Context, r *record) error {
 	var errs []error
 	if r.State != stateDetaching {
 		r = r.to(stateDetaching)
-		errs = append(errs, n.put(r), n.plugin.Detach(r.Request.PodID, r.Builtin, n.gone(r)))
+		n.know(r) // on disk the missing pin says it
+		errs = append(errs, n.plugin.Detach(r.Request.PodID, r.Builtin, n.gone(r)))
 	}
 	return errors.Join(append(errs, n.dir.Unpin(pinPrefix+r.Request.PodID))...)
 }

@@ -23,6 +23,9 @@ import (
 //	(none) -> attaching -> attached -> detaching -> (none)
 //	             |                        ^  |
 //	             +------------------------+  +-> pending -> (none)      a DEL that failed; its record is in gc/
+//
+// On disk an attachment of the built-in plugin is always "attached"; the pin of its namespace, made last and taken away
+// first, says whether it is.
 type state string
 
 const (

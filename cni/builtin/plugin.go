@@ -16,6 +16,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	vishnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/cni/netns"
 )
@@ -69,6 +72,7 @@ type Plugin struct {
 	cfg    Config
 	ipv6   bool
 	host   *netlink.Handle
+	socket *nl.SocketHandle // for requests that host has no method for
 	alloc  *allocator
 	nat    *nat
 	ports  *ports
@@ -100,6 +104,12 @@ func New(cfg Config) (*Plugin, error) {
 	if p.host, err = netlink.NewHandle(); err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
+	socket, err := nl.GetNetlinkSocketAt(vishnetns.None(), vishnetns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		p.host.Close()
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	p.socket = &nl.SocketHandle{Socket: socket}
 	p.mtu = cfg.MTU
 	if p.mtu == 0 {
 		p.mtu = p.defaultMTU()
@@ -277,6 +287,7 @@ func (p *Plugin) Close(removeHost bool) error {
 	p.ports.closeAll()
 	p.tasks.Wait()
 	defer p.host.Close()
+	defer p.socket.Close()
 	if !removeHost {
 		return nil
 	}

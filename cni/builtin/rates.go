@@ -26,20 +26,17 @@ func (r Rates) check() error {
 
 // limit shapes each direction where packets leave an interface: towards the pod on the host's end, from it on its own.
 // A pod with CAP_NET_ADMIN could take the second away; others cannot.
-func (p *Plugin) limit(a *Attachment, pod *netlink.Handle) error {
+func (p *Plugin) limit(a *Attachment, hostIndex int, pod *netlink.Handle, podIndex int) error {
 	for _, side := range []struct {
 		handle *netlink.Handle
 		name   string
+		index  int
 		rate   uint64
-	}{{p.host, a.Interface, a.Rates.Ingress}, {pod, a.Name, a.Rates.Egress}} {
+	}{{p.host, a.Interface, hostIndex, a.Rates.Ingress}, {pod, a.Name, podIndex, a.Rates.Egress}} {
 		if side.rate == 0 {
 			continue
 		}
-		link, err := side.handle.LinkByName(side.name)
-		if err != nil {
-			return fmt.Errorf("limit interface %s: %w", side.name, err)
-		}
-		if err := side.handle.QdiscAdd(tokenBucket(link.Attrs().Index, side.rate, a.MTU)); err != nil {
+		if err := side.handle.QdiscAdd(tokenBucket(side.index, side.rate, a.MTU)); err != nil {
 			return fmt.Errorf("limit interface %s to %d bits a second (needs sch_tbf): %w", side.name, side.rate, err)
 		}
 	}

@@ -159,11 +159,16 @@ func (d Dir) Path(name string) string { return filepath.Join(d.path, name) }
 
 // Pin bind-mounts the namespace at Path(name), in place of what was pinned there before.
 func (d Dir) Pin(n *NS, name string) error {
-	if err := d.Unpin(name); err != nil {
-		return err
-	}
 	path := d.Path(name)
-	target, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
+	create := func() (*os.File, error) {
+		return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
+	}
+	target, err := create()
+	if errors.Is(err, os.ErrExist) {
+		if err = d.Unpin(name); err == nil {
+			target, err = create()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("pin a network namespace: %w", err)
 	}
@@ -189,8 +194,8 @@ func (d Dir) Unpin(name string) error {
 			return fmt.Errorf("unpin a network namespace: unmount %s: %w", path, err)
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("unpin a network namespace: %w", err)
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin a network namespace: remove %s: %w", path, err)
 	}
 	return nil
 }

@@ -23,7 +23,6 @@ func NewPool(size int, owner string, log *slog.Logger) *Pool {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Pool{ready: make(chan *NS, max(size, 0)), refill: make(chan struct{}, 1), cancel: cancel, owner: owner, log: log}
 	if size > 0 {
-		p.refill <- struct{}{}
 		p.done.Go(func() { p.fill(ctx, size) })
 	}
 	return p
@@ -59,29 +58,31 @@ func (p *Pool) Close() {
 	}
 }
 
-// refillDelay lets a request that has just taken a namespace finish before the next one is made for the pool: making
-// one takes the kernel's RTNL lock, which the request is about to need.
-const refillDelay = 2 * time.Millisecond
+// quiet is how long nothing must have been taken before the pool is filled: making a namespace takes the kernel's RTNL
+// lock, which a request that has just taken one is about to need. In a longer rush each request makes its own.
+const quiet = 10 * time.Millisecond
 
 func (p *Pool) fill(ctx context.Context, size int) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.refill:
+			timer.Reset(quiet)
+			continue
+		case <-timer.C:
 		}
-		for len(p.ready) < size {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(refillDelay):
-			}
-			ns, err := New(p.owner)
-			if err != nil {
-				p.log.Warn("no network namespace for the pool; the next request makes its own", "err", err)
-				break
-			}
-			p.ready <- ns // only this goroutine sends, so there is room
+		if len(p.ready) >= size {
+			continue
 		}
+		ns, err := New(p.owner)
+		if err != nil {
+			p.log.Warn("no network namespace for the pool; the next request makes its own", "err", err)
+			continue
+		}
+		p.ready <- ns // only this goroutine sends, so there is room
+		timer.Reset(0)
 	}
 }
