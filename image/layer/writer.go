@@ -128,16 +128,16 @@ func (w *writer) mknod(p at, format uint32, hdr *tar.Header) error {
 	return unix.Mknodat(p.dir, p.name, format|0o600, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))))
 }
 
-// place runs make, and once more after what is there was removed.
-func (w *writer) place(p at, make func() error) error {
-	err := retry(make)
+// place runs put, and once more after what is there was removed.
+func (w *writer) place(p at, put func() error) error {
+	err := retry(put)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	if err := w.remove(p); err != nil {
 		return err
 	}
-	return retry(make)
+	return retry(put)
 }
 
 // remove makes room for an entry that comes again as something else.
@@ -183,8 +183,8 @@ func (w *writer) regular(p at, hdr *tar.Header) error {
 }
 
 // node makes what is neither a regular file nor a directory.
-func (w *writer) node(p at, hdr *tar.Header, make func() error) error {
-	if err := w.place(p, make); err != nil {
+func (w *writer) node(p at, hdr *tar.Header, put func() error) error {
+	if err := w.place(p, put); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
 	if err := w.attributes(p, hdr); err != nil {
