@@ -127,7 +127,7 @@ func (w *walk) writeConfigs() error {
 		"log_path": "shell.log",
 		// As kubelet sets them; crictl takes the pod's name in its table from here.
 		"labels": map[string]any{"io.kubernetes.pod.name": "walk", "io.kubernetes.pod.namespace": "default"},
-		"linux":    map[string]any{},
+		"linux":  map[string]any{},
 	}
 	for name, content := range map[string]any{"pod.json": pod, "container.json": container} {
 		text, err := json.MarshalIndent(content, "", "  ")

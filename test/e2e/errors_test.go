@@ -80,9 +80,9 @@ func TestUnknown(t *testing.T) {
 func TestInvalid(t *testing.T) {
 	n := sharedNode(t)
 	for field, change := range map[string]podOption{
-		"metadata":  func(c *runtimev1.PodSandboxConfig) { c.Metadata = nil },
-		"name":      func(c *runtimev1.PodSandboxConfig) { c.Metadata.Name = "" },
-		"namespace": func(c *runtimev1.PodSandboxConfig) { c.Metadata.Namespace = "" },
+		"metadata": func(c *runtimev1.PodSandboxConfig) { c.Metadata = nil },
+		"name":     func(c *runtimev1.PodSandboxConfig) { c.Metadata.Name = "" },
+		"sysctls":  func(c *runtimev1.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"../x": "1"} },
 	} {
 		t.Run("pod "+field, func(t *testing.T) {
 			p, err := n.tryPod(t, change)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -119,7 +120,7 @@ func (n *node) workloads(t testing.TB) []rig.Process {
 		t.Fatal(err)
 	}
 	return slices.DeleteFunc(all, func(p rig.Process) bool {
-		return n.baseline["process "+n.normal(p.Cmdline)+" ("+p.Exe+")"] > 0
+		return p.PID == 1 || p.PID == os.Getpid() || n.baseline[processLine(p)] > 0
 	})
 }
 

@@ -118,7 +118,9 @@ func TestRetryJoins(t *testing.T) {
 		t.Errorf("pods %v, want one", all)
 	}
 	each(len(ids), len(ids), func(i int) {
-		c, err := p.tryCreate(command("sleep", "1000"), func(c *runtimev1.ContainerConfig) { c.Metadata.Name = "one" })
+		c, err := p.tryCreate(command("sleep", "1000"), func(c *runtimev1.ContainerConfig) {
+			c.Metadata.Name, c.LogPath = "one", "one.log"
+		})
 		if err == nil {
 			err = c.tryStart()
 		}

@@ -116,7 +116,7 @@ func from(addr string) string { return "from " + addr + "\n" }
 
 // get fetches a page inside a container.
 func (c *container) get(t *testing.T, page string) (string, error) {
-	r, err := c.exec(t.Context(), 10, "wget", "-q", "-T", "5", "-O", "-", page)
+	r, err := c.exec(t.Context(), 10, "wget", "-q", "-O", "-", page)
 	if err == nil && r.code != 0 {
 		err = fmt.Errorf("wget %s: code %d, %s", page, r.code, strings.TrimSpace(r.stderr))
 	}

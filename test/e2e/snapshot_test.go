@@ -67,7 +67,7 @@ func (n *node) processes(s snapshot) error {
 		if p.PID == os.Getpid() || p.PID == 1 {
 			continue
 		}
-		s.add("process %s (%s)", n.normal(p.Cmdline), p.Exe)
+		s.add("%s", processLine(p))
 		name, ours := strings.CutPrefix(p.Exe, place.BinDir+"/")
 		if !ours {
 			continue
@@ -83,6 +83,15 @@ func (n *node) processes(s snapshot) error {
 		}
 	}
 	return nil
+}
+
+// processLine is a process's line in a snapshot. Of ours the program's name is enough: a keeper that took over has other
+// arguments.
+func processLine(p rig.Process) string {
+	if name, ours := strings.CutPrefix(p.Exe, place.BinDir+"/"); ours {
+		return "process of ours " + name
+	}
+	return fmt.Sprintf("process %s (%s)", p.Cmdline, p.Exe)
 }
 
 func (n *node) mounts(s snapshot) error {
@@ -104,7 +113,7 @@ func mountsOf(pid int, each func(target string)) error {
 }
 
 // normal hides what differs between equal things: names in the directory of network namespaces, of which some are
-// made ahead, and numbers of processes handed over on a command line.
+// made ahead.
 func (n *node) normal(text string) string {
 	if strings.HasPrefix(text, n.d.NetnsDir+"/") {
 		return n.d.NetnsDir + "/*"
