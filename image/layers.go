@@ -153,8 +153,9 @@ func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Rea
 	return result, digester.Digest(), err
 }
 
-// maxWindow is the largest window, and so memory, that a layer in zstd may ask for.
-const maxWindow = 128 << 20
+// maxWindow is the largest window, and so memory, that a layer in zstd may ask for: four times what RFC 8878 wants every
+// decoder to have. Sixteen layers at once could otherwise ask for gigabytes.
+const maxWindow = 32 << 20
 
 // inflate recognizes the compression by the first bytes, as media types are often wrong. Call stop at the end.
 func inflate(r io.Reader) (io.Reader, func(), error) {

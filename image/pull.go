@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -47,6 +48,7 @@ type pull struct {
 	named    reference.Named
 	repo     *registry.Repository
 	platform platforms.MatchComparer
+	began    time.Time
 	meter    meter
 }
 
@@ -63,7 +65,7 @@ type found struct {
 func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.Auth, platform platforms.MatchComparer) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := &pull{s: s, named: named, platform: platform}
+	p := &pull{s: s, named: named, platform: platform, began: time.Now()}
 	if s.config.NoProgress > 0 {
 		go p.meter.watch(ctx, cancel, s.config.NoProgress)
 	}
@@ -135,7 +137,12 @@ func (p *pull) fetch(ctx context.Context, target ocispec.Descriptor) (string, er
 	if err := p.fetchLayers(ctx, f); err != nil {
 		return "", err
 	}
-	return f.id.String(), p.s.setNames(ctx, f.target, f.manifest, p.names(f.target))
+	if err := p.s.setNames(ctx, f.target, f.manifest, p.names(f.target)); err != nil {
+		return "", err
+	}
+	p.s.log.Info("image pulled", "image", p.named.String(), "id", f.id, "layers", len(f.layers), "moved", p.meter.moved.Load(),
+		"took", time.Since(p.began).Round(time.Millisecond))
+	return f.id.String(), nil
 }
 
 // find gets index, manifest and configuration.

@@ -51,7 +51,18 @@ func TestServeBuiltImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := validate.Index(index); err != nil {
+	if err := validate.Index(index, validate.Fast); err != nil {
+		t.Error(err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := index.Image(manifest.Manifests[2].Digest) // one with two layers
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Image(image); err != nil {
 		t.Error(err)
 	}
 	handler, err := newRegistry(out)
