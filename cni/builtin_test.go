@@ -2,6 +2,7 @@ package cni_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/cni/internal/hosttest"
@@ -420,6 +422,56 @@ func TestBrokenRecord(t *testing.T) {
 	attach(t, n, "a")
 }
 
+// A process that is killed after it unpinned a namespace leaves a record; the pod is gone and its address not lost.
+func TestKilledWhileDetaching(t *testing.T) {
+	h := newHost(t)
+	h.cidrs = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/30")} // one pod
+	first := h.open(t)
+	a := attach(t, first, "a", port(8080, 80))
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	held, err := os.Open(a.Netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Unmount(a.Netns, unix.MNT_DETACH), os.Remove(a.Netns)); err != nil {
+		t.Fatal(err)
+	}
+	n := h.network(t)
+	if ids, _ := n.Attached(context.Background()); len(ids) != 0 {
+		t.Errorf("attached: %v", ids)
+	}
+	if _, err := n.Attach(context.Background(), cni.Request{PodID: "b"}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("while the interface is there: %v", err)
+	}
+	held.Close()
+	eventually(t, "the address and the port are free", func() error {
+		_, err := n.Attach(context.Background(), cni.Request{PodID: "b", PortMappings: []cni.PortMapping{port(8080, 80)}})
+		return err
+	})
+	if err := n.Detach(context.Background(), "a"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWithoutIPv6(t *testing.T) {
+	h := newHost(t)
+	const all = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+	if err := os.WriteFile(all, []byte("1"), 0); err != nil {
+		t.Skipf("needs IPv6, to disable it: %v", err)
+	}
+	t.Cleanup(func() { _ = os.WriteFile(all, []byte("0"), 0) })
+	n := h.network(t)
+	a, b := attach(t, n, "a", port(8080, 80)), attach(t, n, "b")
+	if len(a.IPs) != 1 || !a.IPs[0].Is4() {
+		t.Fatalf("addresses %v; want one of IPv4", a.IPs)
+	}
+	hosttest.Serve(t, a.Netns, "tcp4", ":80", "a")
+	expect(t, b.Netns, "tcp", hostPort(a.IPs[0], 80), "a", b.IPs[0].String())
+	expect(t, "", "tcp", "127.0.0.1:8080", "a", "")
+}
+
 func TestBandwidth(t *testing.T) {
 	n := newHost(t).network(t)
 	r, err := n.Attach(context.Background(), cni.Request{PodID: "a", Annotations: map[string]string{
@@ -493,6 +545,9 @@ func TestOverlap(t *testing.T) {
 	_, err := n.Attach(context.Background(), cni.Request{PodID: "a"})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "uplink") {
 		t.Error(err)
+	}
+	if err := n.Ready(context.Background()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("ready: %v", err)
 	}
 }
 

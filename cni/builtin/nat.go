@@ -198,6 +198,15 @@ func (n *nat) remove(rules []portRule) error {
 	return errors.Join(errs...)
 }
 
+// probe writes the table under another name, with nothing in its sets, and removes it.
+func (n *nat) probe() error {
+	try := newNAT(n.table.Name + "-probe")
+	if err := try.restore(); err != nil {
+		return err
+	}
+	return try.drop()
+}
+
 // present says whether the table is there.
 func (n *nat) present() bool {
 	c := &nftables.Conn{}

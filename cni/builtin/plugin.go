@@ -85,6 +85,7 @@ type Plugin struct {
 	bridges map[string]*bridge // by name and gateways
 	ready   bool               // the nftables table has been written
 	problem error
+	probed  time.Time
 }
 
 // New changes nothing on the host. Recover follows for each attachment that the caller has a record of, then, in a
@@ -272,12 +273,26 @@ func (p *Plugin) SetCIDRs(cidrs []netip.Prefix) error {
 	return nil
 }
 
-// Ready is nil when pods can be attached as far as is known.
+// Ready is nil when pods can be attached as far as is known. Until the first has been, the host is probed, at most once in
+// probeEvery.
 func (p *Plugin) Ready() error {
 	p.mu.Lock()
+	if p.ready || time.Since(p.probed) < probeEvery {
+		defer p.mu.Unlock()
+		return p.problem
+	}
+	p.probed = time.Now()
+	p.mu.Unlock()
+	err := p.Probe()
+	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.ready {
+		p.problem = err
+	}
 	return p.problem
 }
+
+const probeEvery = 10 * time.Second
 
 // Close stops what runs in this process. Attached pods keep their interfaces, addresses and port rules. With
 // removeHost set, which is for when nothing is attached, the bridges and the table go too.
@@ -351,13 +366,11 @@ func (p *Plugin) writeNAT() error {
 	return err
 }
 
-// Probe says whether pods could be attached: the kernel can do what the rules need, and the pools are free of others.
+// Probe says whether pods could be attached: the kernel can do what the rules need, and no other interface has addresses
+// of the pools.
 func (p *Plugin) Probe() error {
 	if err := p.checkOverlap(); err != nil {
 		return err
 	}
-	if p.nat.present() {
-		return nil
-	}
-	return errors.Join(p.writeNAT(), p.nat.drop())
+	return p.nat.probe()
 }
