@@ -142,6 +142,7 @@ func (c *compiler) paths() error {
 		directory, placed := c.Label(), c.Label()
 		tree := c.Reg()
 		c.OpenTree(tree, null, "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
+		c.MountSetattr(tree, 0, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, 0, unix.MS_PRIVATE) // or root inside could change the host's file
 		c.MoveMount(tree, target, plan.Else(directory, unix.ENOTDIR, unix.EINVAL), plan.Then(placed))
 		c.Mark(directory)
 		c.Simple(unix.SYS_CLOSE, "close", tree)

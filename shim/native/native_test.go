@@ -58,6 +58,10 @@ func inside(args []string) int {
 	case "sleep":
 		fmt.Println("sleeping")
 		time.Sleep(time.Hour)
+	case "chmod":
+		for _, f := range args[1:] {
+			fmt.Println(os.Chmod(f, 0o600))
+		}
 	case "write":
 		if err := os.WriteFile(args[1], []byte("written"), 0o600); err != nil {
 			fmt.Println(err)
@@ -316,6 +320,23 @@ func TestContainerSeesWhatTheSpecSays(t *testing.T) {
 		if !strings.Contains(strings.Join(v.Mounts, "\n"), want) {
 			t.Errorf("no mount %q in %q", want, v.Mounts)
 		}
+	}
+}
+
+// A masked file is the host's /dev/null: root in the container must not be able to change it.
+func TestMaskedFilesAreNotWritable(t *testing.T) {
+	r := newRuntime(t)
+	before, err := os.Stat("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, out, w := create(t, r, Config{ID: "x", Spec: baseSpec("chmod", "/etc/hidden", "/secret"), Rootfs: rootfs(t)})
+	text, _ := finish(t, p, out, w)
+	if strings.Count(text, "read-only file system") != 2 {
+		t.Errorf("chmod of masked paths: %s", text)
+	}
+	if after, _ := os.Stat("/dev/null"); after.Mode() != before.Mode() {
+		t.Fatalf("the host's /dev/null went from %v to %v", before.Mode(), after.Mode())
 	}
 }
 
