@@ -215,7 +215,9 @@ func (l *link) exchange(ctx context.Context, verb string, e keeper.Entry) ([]kee
 				return nil, err
 			}
 			got.FDs = d.fds
-			l.held[got.Key] = got
+			if _, known := l.held[got.Key]; !known {
+				l.held[got.Key] = got
+			}
 			entries = append(entries, got)
 		default:
 			return nil, fmt.Errorf("the keeper answers %q", strings.Join(fields, " "))
