@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -385,4 +386,70 @@ func writeHosts(t *testing.T, dir, host, content string) {
 	if err := os.WriteFile(filepath.Join(dir, host, "hosts.toml"), []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestCloseEndsPulls closes the store in the middle of a pull.
+func TestCloseEndsPulls(t *testing.T) {
+	f := newFakeRegistry(t)
+	l := makeLayer(t, "", map[string]string{"a": strings.Repeat("a", 500_000)})
+	pushed := f.push("app", "1", []testLayer{l})
+	hanging := f.hang(l)
+	s := openStore(t, Config{})
+	result := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(t.Context(), pushed.ref, PullOptions{})
+		result <- err
+	}()
+	<-hanging
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-result; !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "closing") {
+		t.Errorf("error: %v", err)
+	}
+	if _, err := s.Pull(t.Context(), pushed.ref, PullOptions{}); !errdefs.IsUnavailable(err) {
+		t.Errorf("pull after close: %v", err)
+	}
+}
+
+// The environment by which TestKillMidPull's child knows what to pull where.
+const (
+	envKillRoot = "CRISERVER_TEST_KILL_ROOT"
+	envKillRef  = "CRISERVER_TEST_KILL_REF"
+)
+
+// TestKillMidPull kills a process with SIGKILL in the middle of a layer: the next start finds nothing half-made, and the
+// image can be pulled.
+func TestKillMidPull(t *testing.T) {
+	if root := os.Getenv(envKillRoot); root != "" {
+		s := openStore(t, Config{Root: root})
+		_, err := s.Pull(t.Context(), os.Getenv(envKillRef), PullOptions{})
+		t.Fatal("the pull ended: ", err)
+	}
+	f := newFakeRegistry(t)
+	l := makeLayer(t, "", map[string]string{"a": strings.Repeat("a", 500_000)})
+	pushed := f.push("app", "1", []testLayer{makeLayer(t, "gzip", map[string]string{"b": "b"}), l})
+	hanging := f.hang(l)
+	root := t.TempDir()
+	child := exec.Command("/proc/self/exe", "-test.run=^TestKillMidPull$")
+	child.Env = append(os.Environ(), envKillRoot+"="+root, envKillRef+"="+pushed.ref)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-hanging:
+	case <-time.After(30 * time.Second):
+		t.Error("the child did not get as far as the layer")
+	}
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait()
+	if entries, err := os.ReadDir(filepath.Join(root, "content/ingest")); err != nil || len(entries) == 0 {
+		t.Errorf("the child had nothing half-made: %v, %v", entries, err)
+	}
+	s := openStore(t, Config{Root: root})
+	assertEmpty(t, s)
+	f.setSpoil(nil)
+	mustPull(t, s, pushed.ref)
 }

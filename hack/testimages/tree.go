@@ -45,10 +45,6 @@ func (t *tree) file(name string, mode int64, body string) {
 	t.put(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode}, []byte(body))
 }
 
-func (t *tree) symlink(name, target string) {
-	t.put(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}, nil)
-}
-
 func (t *tree) hardlink(name, target string) {
 	t.put(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o755}, nil)
 }
