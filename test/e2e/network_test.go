@@ -65,7 +65,7 @@ func connect(pid int) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return err
 	}
-	here, err := netlink.NewHandle()
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func connect(pid int) error {
 		return err
 	}
 	defer ns.Close()
-	there, err := netlink.NewHandleAt(nsHandle(ns))
+	there, err := netlink.NewHandleAt(nsHandle(ns), unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // helperPath is where this program is mounted in containers that run a role.
@@ -97,6 +99,15 @@ func roleServe(args []string) int {
 // roleOutside ADDR plays a machine outside of the node: it serves "from ADDRESS" at / and fetches what /fetch?url=
 // names, so that a test can look at the node from there.
 func roleOutside(args []string) int {
+	// Package net finds out once whether there is IPv6, by an address of the loopback, which is down in a new namespace.
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", peer)
 	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
