@@ -460,8 +460,9 @@ func (n *Network) unpinStrays(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Close ends the goroutines and closes the listeners. Pods stay attached. When none is, bridges and rules are removed.
-// It may be repeated; no other method may be under way or follow.
+// Close ends the goroutines and closes the listeners. Pods stay attached. When none is, bridges and rules are removed,
+// after a short wait for the interfaces of pods that were detached just before. It may be repeated; no other method may be
+// under way or follow.
 func (n *Network) Close() error {
 	if n.ctx.Err() != nil {
 		return nil
@@ -473,14 +474,25 @@ func (n *Network) Close() error {
 	if n.plugin == nil {
 		return nil
 	}
-	return n.plugin.Close(!n.inUse())
+	attached, leaving := n.countBuiltin()
+	for end := time.Now().Add(closeWait); leaving > 0 && time.Now().Before(end); _, leaving = n.countBuiltin() {
+		time.Sleep(2 * time.Millisecond)
+	}
+	return n.plugin.Close(attached == 0)
 }
 
-func (n *Network) inUse() bool {
+// closeWait is some ten times what the kernel takes for an interface.
+const closeWait = 300 * time.Millisecond
+
+func (n *Network) countBuiltin() (attached, leaving int) {
 	for _, r := range n.snapshot() {
-		if r.Builtin != nil && r.State != stateDetaching {
-			return true
+		switch {
+		case r.Builtin == nil:
+		case r.State == stateDetaching:
+			leaving++
+		default:
+			attached++
 		}
 	}
-	return false
+	return attached, leaving
 }

@@ -130,6 +130,7 @@ type published struct {
 	proxies map[netip.AddrPort]map[string]*portproxy.Proxy // listen address -> protocol
 	missing bool                                           // a listener could not be opened
 	closing bool                                           // no listener may be added
+	logged  string                                         // why it could not, as said last
 }
 
 func newPorts(proxy bool, log *slog.Logger, n *nat) *ports {
@@ -276,7 +277,13 @@ func (s *ports) reopen(ctx context.Context) {
 			return
 		}
 		if err := s.listen(id, o.a); err != nil {
-			s.log.Warn("host ports of a pod cannot be reached from loopback addresses; tried again later", "pod", id, "err", err)
+			s.mu.Lock()
+			again := o.logged == err.Error()
+			o.logged = err.Error()
+			s.mu.Unlock()
+			if !again {
+				s.log.Warn("host ports of a pod cannot be reached from loopback addresses; tried again behind", "pod", id, "err", err)
+			}
 			continue
 		}
 		s.mu.Lock()
