@@ -1,6 +1,8 @@
 # criserver. `make help` lists the targets.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v//;/^[0-9]*\./!s/^/0.1.0-dev+/')
+# A tag's name; else a development version with the commit; without git, the version in the program.
+DESCRIBED := $(shell git describe --tags --always --dirty 2>/dev/null | sed 's/^v//;/^[0-9]*\./!s/^/0.1.0-dev+/')
+VERSION ?= $(or $(DESCRIBED),0.1.0-dev)
 PREFIX  ?= /usr/local
 DESTDIR ?=
 UNITDIR ?= /etc/systemd/system
@@ -14,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help build test full unit e2e bench lint fuzz vm-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +24,10 @@ help: ## list the targets
 build: ## static programs in bin/
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
-test: build ## all that CI runs: lint, unit, e2e, crictl-walk, fuzz, vm-test (as root, 20-40 min)
+prepare:
+	hack/ci/prepare
+
+test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, fuzz, vm-test (as root, 20-40 min)
 	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk fuzz vm-test
 
 full: FUZZTIME = 2m
