@@ -751,3 +751,39 @@ func TestPodNamespaces(t *testing.T) {
 		t.Error("the holder is left")
 	}
 }
+
+// BenchmarkStart is a container's start, exit and delete, and BenchmarkExec a command in a container, as a client sees them.
+func BenchmarkStart(b *testing.B) {
+	n := newNode(b)
+	var started time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		c := n.container("sleep")
+		data, _ := json.Marshal(c.spec)
+		if err := os.WriteFile(filepath.Join(c.dir, "config.json"), data, 0o600); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		began := time.Now()
+		if _, err := n.Start(context.Background(), c.request); err != nil {
+			b.Fatal(err)
+		}
+		started += time.Since(began)
+		if err := n.Delete(context.Background(), &api.DeleteRequest{Id: c.id}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(started.Microseconds())/float64(b.N), "µs/start")
+}
+
+func BenchmarkExec(b *testing.B) {
+	n := newNode(b)
+	c := n.container("sleep")
+	n.start(c)
+	p, _ := json.Marshal(process("exit", "0"))
+	for b.Loop() {
+		if _, err := n.Exec(context.Background(), &api.ExecRequest{Id: c.id, Process: p}, func([]byte, []byte) {}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
