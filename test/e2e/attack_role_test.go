@@ -141,11 +141,14 @@ func (a *attacker) lookAtDescriptors(base string) {
 			continue
 		}
 		var behind, named unix.Stat_t
-		if unix.Stat(link, &behind) != nil {
-			continue // the process has ended
+		if unix.Stat(link, &behind) != nil || behind.Mode&unix.S_IFMT == unix.S_IFIFO {
+			continue // the process has ended, or it is its output
 		}
-		if err := unix.Stat(target, &named); (err != nil || named.Dev != behind.Dev || named.Ino != behind.Ino) &&
-			!strings.HasPrefix(target, "/proc/") && !strings.HasPrefix(target, "/dev/") && behind.Mode&unix.S_IFMT != unix.S_IFIFO {
+		if again, err := os.Readlink(link); err != nil || again != target {
+			continue // closed, and another in its place
+		}
+		here := unix.Stat(target, &named) == nil && named.Dev == behind.Dev && named.Ino == behind.Ino
+		if !here && !strings.HasPrefix(target, "/proc/") && !strings.HasPrefix(target, "/dev/") {
 			a.report("descriptor of the host's %s", target)
 		}
 	}

@@ -103,6 +103,9 @@ func TestMemoryAttack(t *testing.T) {
 // TestStopAttack has a container stop every process that it sees by SIGSTOP, from its first instruction on. Execs in it
 // end by their time limit; those in other containers, and their logs, are not delayed.
 func TestStopAttack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: what it asserts is time, which emulated processors do not keep")
+	}
 	n := sharedNode(t)
 	for name, options := range map[string][]podOption{"own PID namespace": nil, "shared PID namespace": {sharedPID}} {
 		t.Run(name, func(t *testing.T) {
