@@ -60,6 +60,8 @@ func main() {
 			os.Exit(2)
 		}
 	}
+	// Everything that is shipped is static, and tests put themselves into containers that have no libraries.
+	_ = os.Setenv("CGO_ENABLED", "0")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	code := run(ctx, steps, flag.Args(), os.Stdout)
 	stop()
