@@ -24,7 +24,7 @@ var version = "dev"
 
 const usage = `usage:
   criserver-shim serve --state DIR --keeper PATH --shim PATH
-  criserver-shim oci COMMAND ...
+  criserver-shim oci plan CONFIG.JSON
 `
 
 func main() {

@@ -273,3 +273,49 @@ func TestCompactKeepsWhatIsPending(t *testing.T) {
 		t.Fatalf("%d bytes pending", len(s.pending()))
 	}
 }
+
+func TestStreamOfATerminal(t *testing.T) {
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := openLog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLogFile(path, f)
+	defer l.close()
+	s := &stream{
+		key: "c/stdout", name: "stdout", src: os.NewFile(uintptr(master), "console"), log: l,
+		pool: &slotPool{hold: func(keeper.Entry) error { return nil }}, note: slog.Default(), done: make(chan struct{}),
+	}
+	go s.run()
+	for i := range 100 {
+		fmt.Fprintln(slave, "line", i)
+	}
+	_ = slave.Close()
+	select {
+	case <-s.done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the stream does not end with the terminal")
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || bytes.Count(b, []byte("\n")) != 100 || !bytes.Contains(b, []byte(" stdout F line 99\r\n")) {
+		t.Errorf("%v, %q", err, b)
+	}
+	if s.direct {
+		t.Error("the kernel does not splice from a terminal: SHIM.md says that it does")
+	}
+}
