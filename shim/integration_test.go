@@ -699,9 +699,43 @@ func TestReopenLog(t *testing.T) {
 	}
 }
 
+var shmMount = specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "mode=1777"}}
+
+// TestPodAfterShimAndKeeper kills both: the namespaces that a container is in are taken from it, the rest is made anew.
+func TestPodAfterShimAndKeeper(t *testing.T) {
+	n := newNode(t)
+	r := &api.StartPodRequest{PodId: "pod0", Ipc: true, Uts: true, Hostname: "shared", ShmSize: 1 << 20}
+	if _, err := n.StartPod(n.context(), r); err != nil {
+		t.Fatal(err)
+	}
+	start := func() int32 {
+		c := n.container("sleep")
+		c.request.PodId, c.request.PodNamespaces = "pod0", []string{"ipc", "uts", "shm"}
+		c.spec.Hostname = ""
+		c.spec.Mounts = append(c.spec.Mounts, shmMount)
+		pid := n.start(c).Pid
+		n.output(c, "sleeping") // it would get SIGPIPE for what it prints while both are dead
+		return pid
+	}
+	a := start()
+	i := n.info()
+	n.kill(i.KeeperPid)
+	n.kill(i.Pid)
+	if _, err := n.StartPod(n.context(), r); err != nil {
+		t.Fatal(err)
+	}
+	b := start()
+	for _, ns := range []string{"ipc", "uts"} {
+		x, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", a, ns))
+		if y, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", b, ns)); x == "" || x != y {
+			t.Errorf("%s: %q, %q", ns, x, y)
+		}
+	}
+}
+
 func TestPodNamespaces(t *testing.T) {
 	n := newNode(t)
-	r, err := n.StartPod(n.context(), &api.StartPodRequest{PodId: "pod0", Ipc: true, Uts: true, Hostname: "shared", Pid: true, CgroupsPath: n.cgroup("holder")})
+	r, err := n.StartPod(n.context(), &api.StartPodRequest{PodId: "pod0", Ipc: true, Uts: true, Hostname: "shared", Pid: true, ShmSize: 1 << 20, CgroupsPath: n.cgroup("holder")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -709,13 +743,15 @@ func TestPodNamespaces(t *testing.T) {
 		t.Fatal("no holder")
 	}
 	c := n.container("sleep")
-	c.request.PodId, c.request.PodNamespaces = "pod0", []string{"ipc", "uts", "pid"}
+	c.request.PodId, c.request.PodNamespaces = "pod0", []string{"ipc", "uts", "pid", "shm"}
 	c.spec.Hostname = ""
+	c.spec.Mounts = append(c.spec.Mounts, shmMount)
 	a := n.start(c).Pid
 	n.kill(n.info().Pid)
 	d := n.container("sleep")
-	d.request.PodId, d.request.PodNamespaces = "pod0", []string{"ipc", "uts", "pid"}
+	d.request.PodId, d.request.PodNamespaces = "pod0", []string{"ipc", "uts", "pid", "shm"}
 	d.spec.Hostname = ""
+	d.spec.Mounts = append(d.spec.Mounts, shmMount)
 	b := n.start(d).Pid
 	for _, ns := range []string{"ipc", "uts", "pid"} {
 		x, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", a, ns))
@@ -725,6 +761,13 @@ func TestPodNamespaces(t *testing.T) {
 		if x == "" || x != y || x != z || x == own {
 			t.Errorf("%s: %q, %q, holder %q, ours %q", ns, x, y, z, own)
 		}
+	}
+	path := fmt.Sprintf("/proc/%d/root/dev/shm/shared", a)
+	if err := os.WriteFile(path, []byte("seen"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if seen, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/dev/shm/shared", b)); string(seen) != "seen" {
+		t.Errorf("/dev/shm is not shared: %q, %v", seen, err)
 	}
 	again, err := n.StartPod(n.context(), &api.StartPodRequest{PodId: "pod0", Ipc: true, Uts: true, Pid: true})
 	if err != nil || again.HolderPid != r.HolderPid {

@@ -253,6 +253,9 @@ func (s *Server) recoverPod(c *container) {
 	defer close(p.ready)
 	p.spaces = map[string]*os.File{}
 	for _, name := range c.record.Namespaces {
+		if name == shmName { // a mount cannot be taken from another mount namespace: StartPod makes a new one
+			continue
+		}
 		if f, err := os.Open("/proc/" + strconv.Itoa(c.record.PID) + "/ns/" + name); err == nil {
 			p.spaces[name] = f
 		}

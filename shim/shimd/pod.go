@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -25,15 +24,14 @@ var namespaceOf = map[string]specs.LinuxNamespaceType{
 	"ipc": specs.IPCNamespace,
 	"uts": specs.UTSNamespace,
 	"pid": specs.PIDNamespace,
-	"shm": sharedMemory,
 }
 
-// sharedMemory stands for a pod's shared memory, which is held and handed on like its namespaces.
-const sharedMemory specs.LinuxNamespaceType = "shm"
+// shmName is, beside the namespaces, what a pod can share: a tmpfs for /dev/shm.
+const shmName = "shm"
 
 const podPrefix = "p/"
 
-// pod is the namespaces that a pod's containers share. What is set before ready is closed changes only in StopPod.
+// pod is the namespaces that a pod's containers share. It belongs to the StartPod that makes it until ready is closed.
 type pod struct {
 	id      string
 	ready   chan struct{}
@@ -43,7 +41,8 @@ type pod struct {
 	pidfd   *os.File            // of the holder
 	cgroup  string
 
-	stops chan struct{} // held by the StopPod at work
+	stops chan struct{} // held by the call at work, which owns gone, and after ready the fields above
+	gone  bool
 }
 
 // StartPod makes the namespaces that a pod's containers share. See shim.proto.
@@ -51,20 +50,12 @@ func (s *Server) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.Sta
 	if !plainName(r.PodId) {
 		return nil, fmt.Errorf("pod_id %q: letters, digits, '.', '_' and '-' are wanted, at most 128: %w", r.PodId, errdefs.ErrInvalidArgument)
 	}
-	p, mine := s.reservePod(r.PodId)
-	if !mine {
-		select {
-		case <-p.ready:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if p.failure != nil {
-			return nil, p.failure
-		}
-		return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
-	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
 	defer cancel()
+	p, mine := s.reservePod(r.PodId)
+	if !mine {
+		return s.startedPod(ctx, work, p, r)
+	}
 	if err := s.startPod(work, p, r); err != nil {
 		p.failure = fmt.Errorf("pod %s: %w", p.id, err)
 		if err := s.endPod(work, p); err != nil {
@@ -75,6 +66,31 @@ func (s *Server) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.Sta
 		return nil, p.failure
 	}
 	close(p.ready)
+	return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
+}
+
+// startedPod answers a StartPod that is repeated, and makes anew what was lost with shim and keeper.
+func (s *Server) startedPod(ctx, work context.Context, p *pod, r *api.StartPodRequest) (*api.StartPodResponse, error) {
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.failure != nil {
+		return nil, p.failure
+	}
+	select {
+	case p.stops <- struct{}{}:
+		defer func() { <-p.stops }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.gone {
+		return nil, fmt.Errorf("pod %q was stopped meanwhile: %w", p.id, errdefs.ErrFailedPrecondition)
+	}
+	if err := s.startPod(work, p, r); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", p.id, err)
+	}
 	return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
 }
 
@@ -97,9 +113,13 @@ func (s *Server) forgetPod(p *pod) {
 	}
 }
 
+// startPod makes what is asked for and is not there. The caller is alone with the pod.
 func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) error {
-	c := native.PodConfig{IPC: r.Ipc, UTS: r.Uts, PID: r.Pid, Hostname: r.Hostname, Netns: r.Netns, Sysctls: maps.Clone(r.Sysctls), ShmSize: r.ShmSize}
-	if r.Pid && r.CgroupsPath != "" {
+	c := missing(p, r)
+	if !c.IPC && !c.UTS && !c.PID && c.ShmSize == 0 && len(c.Sysctls) == 0 {
+		return nil
+	}
+	if c.PID && r.CgroupsPath != "" {
 		g, err := cgroup.New(r.CgroupsPath, nil)
 		if err != nil {
 			return err
@@ -114,14 +134,16 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 	if err != nil {
 		return err
 	}
-	p.spaces = map[string]*os.File{}
+	if p.spaces == nil {
+		p.spaces = map[string]*os.File{}
+	}
 	for name, kind := range namespaceOf {
 		if f := made.Namespaces[kind]; f != nil {
 			p.spaces[name] = f
 		}
 	}
 	if made.Shm != nil {
-		p.spaces["shm"] = made.Shm
+		p.spaces[shmName] = made.Shm
 	}
 	if h := made.Holder; h != nil {
 		p.holder, p.pidfd = h.Pid, h.Pidfd
@@ -130,6 +152,33 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 		}
 	}
 	return s.link.put(p.entry())
+}
+
+// missing is what a pod lacks of what is asked for. Sysctls go with the namespace that they are of.
+func missing(p *pod, r *api.StartPodRequest) native.PodConfig {
+	c := native.PodConfig{
+		IPC: r.Ipc && p.spaces["ipc"] == nil, UTS: r.Uts && p.spaces["uts"] == nil, PID: r.Pid && p.spaces["pid"] == nil,
+		Hostname: r.Hostname, Netns: r.Netns, Sysctls: map[string]string{},
+	}
+	if p.spaces[shmName] == nil {
+		c.ShmSize = r.ShmSize
+	}
+	for name, value := range r.Sysctls {
+		var there bool
+		switch {
+		case p.spaces == nil:
+		case strings.HasPrefix(name, "net.") || strings.HasPrefix(name, "net/"):
+			there = true // the namespace outlived us
+		case name == "kernel.domainname" || name == "kernel/domainname":
+			there = !c.UTS
+		default:
+			there = !c.IPC
+		}
+		if !there {
+			c.Sysctls[name] = value
+		}
+	}
+	return c
 }
 
 // watchHolder reaps the holder when it ends; its pid namespace ends with it.
@@ -183,9 +232,13 @@ func (s *Server) StopPod(ctx context.Context, r *api.StopPodRequest) (*api.StopP
 	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteLimit)
 	defer cancel()
+	if p.gone {
+		return &api.StopPodResponse{}, nil
+	}
 	if err := s.endPod(work, p); err != nil {
 		return nil, fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
+	p.gone = true
 	s.forgetPod(p)
 	return &api.StopPodResponse{}, nil
 }
@@ -222,20 +275,47 @@ func closePod(p *pod) {
 	p.spaces, p.pidfd = nil, nil
 }
 
-// joined opens the namespaces that a container joins. The files are the caller's, after an error too.
-func (s *Server) joined(ctx context.Context, r *api.StartRequest) (map[specs.LinuxNamespaceType]*os.File, error) {
-	files := map[specs.LinuxNamespaceType]*os.File{}
+// shares is what a container gets of its pod, or of another container. Who asked for it closes it.
+type shares struct {
+	namespaces map[specs.LinuxNamespaceType]*os.File
+	shm        *os.File
+}
+
+func (j *shares) close() {
+	for _, f := range j.namespaces {
+		_ = f.Close()
+	}
+	if j.shm != nil {
+		_ = j.shm.Close()
+	}
+}
+
+func (j *shares) add(name string, f *os.File) {
+	if name == shmName {
+		j.shm = f
+		return
+	}
+	kind := namespaceOf[name]
+	if old := j.namespaces[kind]; old != nil {
+		_ = old.Close()
+	}
+	j.namespaces[kind] = f
+}
+
+// shared opens what a container joins. It is to be closed after an error too.
+func (s *Server) shared(ctx context.Context, r *api.StartRequest) (*shares, error) {
+	j := &shares{namespaces: map[specs.LinuxNamespaceType]*os.File{}}
 	if len(r.PodNamespaces) > 0 {
-		if err := s.joinPod(ctx, r, files); err != nil {
-			return files, err
+		if err := s.joinPod(ctx, r, j); err != nil {
+			return j, err
 		}
 	}
 	if r.PidTarget == "" {
-		return files, nil
+		return j, nil
 	}
 	c, pidfd, err := s.runningPidfd(ctx, r.PidTarget)
 	if err != nil {
-		return files, fmt.Errorf("pid_target: %w", err)
+		return j, fmt.Errorf("pid_target: %w", err)
 	}
 	defer pidfd.Close()
 	f, err := os.Open("/proc/" + strconv.Itoa(c.record.PID) + "/ns/pid")
@@ -243,21 +323,18 @@ func (s *Server) joined(ctx context.Context, r *api.StartRequest) (map[specs.Lin
 		if f != nil {
 			_ = f.Close()
 		}
-		return files, fmt.Errorf("pid_target: container %s does not run any more: %w", c.id, errdefs.ErrFailedPrecondition)
+		return j, fmt.Errorf("pid_target: container %s does not run any more: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
-	if old := files[specs.PIDNamespace]; old != nil {
-		_ = old.Close()
-	}
-	files[specs.PIDNamespace] = f
-	return files, nil
+	j.add("pid", f)
+	return j, nil
 }
 
-func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, files map[specs.LinuxNamespaceType]*os.File) error {
+func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, j *shares) error {
 	s.mu.Lock()
 	p := s.pods[r.PodId]
 	s.mu.Unlock()
 	if p == nil {
-		return fmt.Errorf("pod %q is not known to the shim, whose namespaces %s are to be joined: %w", r.PodId, strings.Join(r.PodNamespaces, ", "), errdefs.ErrNotFound)
+		return fmt.Errorf("pod %q is not known to the shim, whose %s are to be joined: %w", r.PodId, strings.Join(r.PodNamespaces, ", "), errdefs.ErrNotFound)
 	}
 	select {
 	case <-p.ready:
@@ -272,24 +349,14 @@ func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, files map[spe
 	}
 	for _, name := range r.PodNamespaces {
 		f := p.spaces[name]
-		if f == nil && name == "shm" {
-			s.note.Warn("a pod's shared memory was lost with shim and keeper; a new container has its own", "pod", r.PodId, "container", r.Id)
-			continue
-		}
 		if f == nil {
-			return fmt.Errorf("pod %q has no %s namespace of its own: %w", r.PodId, name, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("pod %q has no %s of its own: %w", r.PodId, name, errdefs.ErrFailedPrecondition)
 		}
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
-		files[namespaceOf[name]] = os.NewFile(uintptr(fd), name)
+		j.add(name, os.NewFile(uintptr(fd), name))
 	}
 	return nil
-}
-
-func closeAll(files map[specs.LinuxNamespaceType]*os.File) {
-	for _, f := range files {
-		_ = f.Close()
-	}
 }

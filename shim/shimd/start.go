@@ -79,7 +79,7 @@ func checkStart(r *api.StartRequest) error {
 		return fmt.Errorf("log_path %q is not absolute: %w", r.LogPath, errdefs.ErrInvalidArgument)
 	}
 	for _, n := range r.PodNamespaces {
-		if _, ok := namespaceOf[n]; !ok {
+		if _, ok := namespaceOf[n]; !ok && n != shmName {
 			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid, shm: %w", n, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -135,12 +135,12 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		return err
 	}
 	config.Stdin, config.Stdout, config.Stderr = ends.stdin, ends.stdout, ends.stderr
-	joined, err := s.joined(ctx, r)
-	defer closeAll(joined)
+	shared, err := s.shared(ctx, r)
+	defer shared.close()
 	if err != nil {
 		return err
 	}
-	config.Namespaces, config.Shm = joined, joined[sharedMemory]
+	config.Namespaces, config.Shm = shared.namespaces, shared.shm
 	p, err := s.runtime.create(ctx, config)
 	if err != nil {
 		return err
