@@ -83,7 +83,9 @@ func containerSecurity(context *runtime.LinuxContainerSecurityContext, pod spec.
 			return spec.Security{}, err
 		}
 	}
-	if s.AppArmor, err = profileOf(at+".apparmor", context.GetApparmor(), context.GetApparmorProfile(), false); err != nil {
+	//lint:ignore SA1019 clients may still send the deprecated field
+	old := context.GetApparmorProfile()
+	if s.AppArmor, err = profileOf(at+".apparmor", context.GetApparmor(), old, false); err != nil {
 		return spec.Security{}, err
 	}
 	if options := context.GetNamespaceOptions(); options != nil {

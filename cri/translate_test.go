@@ -239,7 +239,9 @@ func TestContainerErrors(t *testing.T) {
 			s.Seccomp = &runtime.SecurityProfile{ProfileType: 7}
 		}),
 		context + "apparmor: \"tight\"": security(func(s *runtime.LinuxContainerSecurityContext) {
-			s.Apparmor, s.ApparmorProfile = nil, "tight"
+			s.Apparmor = nil
+			//lint:ignore SA1019 clients may still send the deprecated field
+			s.ApparmorProfile = "tight"
 		}),
 		context + "namespace_options.target_id": security(func(s *runtime.LinuxContainerSecurityContext) {
 			s.NamespaceOptions.Pid = runtime.NamespaceMode_TARGET
