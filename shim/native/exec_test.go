@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -281,10 +282,26 @@ func TestMountTargetsStayInside(t *testing.T) {
 	}
 }
 
+// tiny is a root filesystem with the smallest program there is: the stage, which ends with 2 when it finds no plan.
+func tiny(b *testing.B) *Mount {
+	b.Helper()
+	m := rootfs(b)
+	program, err := os.ReadFile("stage/stage_" + runtime.GOARCH)
+	if err != nil {
+		b.Fatal(err)
+	}
+	lower := strings.TrimPrefix(strings.Split(m.Options[0], ":")[0], "lowerdir=")
+	if err := os.WriteFile(lower+"/bin/tiny", program, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	return m
+}
+
 func BenchmarkCreateStartWait(b *testing.B) {
 	r := newRuntime(b)
-	m, g := rootfs(b), group(b)
+	m, g := tiny(b), group(b)
 	spec := baseSpec("exit", "0")
+	spec.Process.Args = []string{"/bin/tiny"}
 	for b.Loop() {
 		p, err := r.Create(b.Context(), Config{ID: "x", Spec: spec, Rootfs: m, Cgroup: g})
 		if err != nil {
@@ -301,14 +318,26 @@ func BenchmarkExec(b *testing.B) {
 	r := newRuntime(b)
 	spec := baseSpec("sleep")
 	g := group(b)
-	p := running(b, r, Config{ID: "x", Spec: spec, Rootfs: rootfs(b), Cgroup: g})
+	p := running(b, r, Config{ID: "x", Spec: spec, Rootfs: tiny(b), Cgroup: g})
 	process := *spec.Process
-	process.Args = []string{"inside", "exit", "0"}
+	process.Args = []string{"/bin/tiny"}
 	for b.Loop() {
 		e, err := r.Exec(b.Context(), ExecConfig{Spec: spec, Process: &process, Target: p.Pidfd, Cgroup: g})
 		if err != nil {
 			b.Fatal(err)
 		}
 		status(b, e.Pidfd)
+	}
+}
+
+func BenchmarkCompile(b *testing.B) {
+	for b.Loop() {
+		built, err := compileCreate(goldenInput(goldenSpec(), newKernel))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := built.plan.Encode(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

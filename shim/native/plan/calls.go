@@ -31,7 +31,8 @@ func Then(l Label) Option {
 }
 
 func (p *Plan) do(nr uintptr, name string, result Reg, options []Option, args ...any) {
-	c := Call{Nr: nr, Name: name, Args: args, Result: result}
+	c := Call{Nr: nr, Name: name, N: len(args), Result: result}
+	copy(c.Args[:], args)
 	for _, o := range options {
 		o(&c)
 	}
@@ -53,10 +54,7 @@ func (p *Plan) Openat(result Reg, dir any, path string, flags int, options ...Op
 
 // Openat2 opens path into result with the RESOLVE_ flags of openat2(2), Linux 5.6. O_CLOEXEC is added.
 func (p *Plan) Openat2(result Reg, dir any, path string, flags, resolve int, options ...Option) {
-	flags |= unix.O_CLOEXEC
-	text := "{" + openNames.text(uint64(flags)) + ", " + resolveNames.text(uint64(resolve)) + "}"
-	how := Struct{words(uint64(flags), 0, uint64(resolve)), text}
-	p.do(unix.SYS_OPENAT2, "openat2", result, options, dir, path, how, 24)
+	p.do(unix.SYS_OPENAT2, "openat2", result, options, dir, path, OpenHow{flags | unix.O_CLOEXEC, resolve}, 24)
 }
 
 // Close closes the descriptor in a register and frees the register.
@@ -82,8 +80,7 @@ func (p *Plan) MoveMount(from, to Reg, options ...Option) {
 
 // MountSetattr sets and clears attributes of a mount, and its propagation (0: as it is).
 func (p *Plan) MountSetattr(mount Reg, flags int, set, clear, propagation uint64, options ...Option) {
-	text := "{" + attrNames.text(set) + ", " + attrNames.text(clear) + ", " + mountNames.text(propagation) + "}"
-	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames}, Struct{words(set, clear, propagation, 0), text}, 32)
+	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames}, MountAttr{set, clear, propagation}, 32)
 }
 
 // Fsopen opens a filesystem context.
@@ -138,10 +135,7 @@ func (p *Plan) Mkdirat(dir any, path string, mode int, options ...Option) {
 
 // Mknodat makes a file of the type in mode.
 func (p *Plan) Mknodat(dir any, path string, mode uint32, device uint64, options ...Option) {
-	kind := Flags{uint64(mode & unix.S_IFMT), modeNames}
-	text := kind.Names.text(kind.Value) + "|0" + fmt.Sprintf("%o", mode&^unix.S_IFMT)
-	p.do(unix.SYS_MKNODAT, "mknodat", 0, options, dir, path, Flags{uint64(mode), &Names{Enum: true, names: []name{{uint64(mode), text}}}},
-		Flags{device, &Names{Enum: true, names: []name{{device, fmt.Sprintf("makedev(%d, %d)", unix.Major(device), unix.Minor(device))}}}})
+	p.do(unix.SYS_MKNODAT, "mknodat", 0, options, dir, path, Mode(mode), Device(device))
 }
 
 // Symlinkat makes a symbolic link.

@@ -51,11 +51,28 @@ type Struct struct {
 	Text string
 }
 
-// Call is one system call of a plan. Args are int, Octal, string, []string, []byte, Reg, Address, Flags, Struct or Pointer.
+// OpenHow is struct open_how of openat2(2).
+type OpenHow struct{ Flags, Resolve int }
+
+// MountAttr is struct mount_attr of mount_setattr(2).
+type MountAttr struct{ Set, Clear, Propagation uint64 }
+
+// Mode is a file's type and permissions.
+type Mode uint32
+
+// Device is a device number.
+type Device uint64
+
+// maxArgs is how many arguments a system call takes.
+const maxArgs = 6
+
+// Call is one system call of a plan. Args are int, Octal, string, []string, []byte, Reg, Address, Flags, Mode, Device,
+// OpenHow, MountAttr, Struct or Pointer; only the first N count.
 type Call struct {
 	Nr     uintptr
 	Name   string
-	Args   []any
+	Args   [maxArgs]any
+	N      int
 	Result Reg // 0: not kept
 
 	Accept    []unix.Errno // at most three; go on at Otherwise instead of failing
@@ -81,7 +98,7 @@ type operation struct {
 	Call
 	place string
 	kinds [8]uint8
-	args  [6]uint64
+	args  [maxArgs]uint64
 }
 
 const (
@@ -92,7 +109,11 @@ const (
 )
 
 // New returns an empty plan.
-func New() *Plan { return &Plan{strings: map[string]uint64{}} }
+func New() *Plan {
+	p := &Plan{strings: make(map[string]uint64, 128), ops: make([]operation, 0, 384), labels: make([]int, 0, 128)}
+	p.data.Grow(16 << 10)
+	return p
+}
 
 // At says what of the spec the following operations come from; errors name it.
 func (p *Plan) At(format string, args ...any) {
@@ -131,15 +152,15 @@ func (p *Plan) Mark(l Label) { p.labels[l-1] = len(p.ops) }
 
 // Do appends a call.
 func (p *Plan) Do(c Call) {
-	o := operation{Call: c, place: p.place}
-	if len(c.Args) > len(o.args) || len(c.Accept) > 3 {
-		p.fail(fmt.Errorf("%s: %s has %d arguments and %d accepted errors", p.place, c.Name, len(c.Args), len(c.Accept)))
+	if c.N > maxArgs || len(c.Accept) > 3 {
+		p.fail(fmt.Errorf("%s: %s has %d arguments and %d accepted errors", p.place, c.Name, c.N, len(c.Accept)))
 		return
 	}
-	for i, a := range c.Args {
+	p.ops = append(p.ops, operation{Call: c, place: p.place})
+	o := &p.ops[len(p.ops)-1]
+	for i, a := range c.Args[:c.N] {
 		o.kinds[i], o.args[i] = p.argument(a)
 	}
-	p.ops = append(p.ops, o)
 }
 
 // SetResult says where the result of the call appended last goes.
@@ -155,6 +176,14 @@ func (p *Plan) argument(a any) (uint8, uint64) {
 		return kindValue, uint64(v)
 	case Octal:
 		return kindValue, uint64(v)
+	case Mode:
+		return kindValue, uint64(v)
+	case Device:
+		return kindValue, uint64(v)
+	case OpenHow:
+		return kindData, p.words(uint64(v.Flags), 0, uint64(v.Resolve))
+	case MountAttr:
+		return kindData, p.words(v.Set, v.Clear, v.Propagation, 0)
 	case Flags:
 		return kindValue, v.Value
 	case Reg:
@@ -187,16 +216,33 @@ func (p *Plan) text(s string) uint64 {
 	if strings.IndexByte(s, 0) >= 0 {
 		p.fail(fmt.Errorf("%s: %q has a NUL byte in it", p.place, s))
 	}
-	at := p.put(append([]byte(s), 0))
+	at := p.align()
+	p.data.WriteString(s)
+	p.data.WriteByte(0)
 	p.strings[s] = at
 	return at
 }
 
-func (p *Plan) put(b []byte) uint64 {
+func (p *Plan) words(values ...uint64) uint64 {
+	at := p.align()
+	var word [8]byte
+	for _, v := range values {
+		binary.LittleEndian.PutUint64(word[:], v)
+		p.data.Write(word[:])
+	}
+	return at
+}
+
+// align pads the data to eight bytes and gives the offset.
+func (p *Plan) align() uint64 {
 	for p.data.Len()%8 != 0 {
 		p.data.WriteByte(0)
 	}
-	at := uint64(p.data.Len())
+	return uint64(p.data.Len())
+}
+
+func (p *Plan) put(b []byte) uint64 {
+	at := p.align()
 	p.data.Write(b)
 	return at
 }
@@ -347,7 +393,7 @@ func (o *operation) text() string {
 		fmt.Fprintf(&b, "r%d = ", o.Result)
 	}
 	b.WriteString(o.Name + "(")
-	for i, a := range o.Args {
+	for i, a := range o.Args[:o.N] {
 		if i > 0 {
 			b.WriteString(", ")
 		}
@@ -383,6 +429,14 @@ func show(a any) string {
 		return strconv.Itoa(v)
 	case Octal:
 		return "0" + strconv.FormatInt(int64(v), 8)
+	case Mode:
+		return modeNames.text(uint64(v&unix.S_IFMT)) + "|0" + strconv.FormatUint(uint64(v&^unix.S_IFMT), 8)
+	case Device:
+		return fmt.Sprintf("makedev(%d, %d)", unix.Major(uint64(v)), unix.Minor(uint64(v)))
+	case OpenHow:
+		return "{" + openNames.text(uint64(v.Flags)) + ", " + resolveNames.text(uint64(v.Resolve)) + "}"
+	case MountAttr:
+		return "{" + attrNames.text(v.Set) + ", " + attrNames.text(v.Clear) + ", " + mountNames.text(v.Propagation) + "}"
 	case Flags:
 		return v.Names.text(v.Value)
 	case Reg:
