@@ -90,7 +90,7 @@ func FuzzAppendCRI(f *testing.F) {
 	f.Add([]byte("a\nb"), 3, uint16(100))
 	f.Add(bytes.Repeat([]byte("x"), 3*lineMax), 40, uint16(9))
 	f.Fuzz(func(t *testing.T, data []byte, chunk int, room uint16) {
-		if chunk <= 0 || len(data) > 8*lineMax {
+		if chunk <= 0 || len(data) > 8*lineMax || len(data)/chunk > 4096 {
 			return
 		}
 		limit := recordOverhead + lineMax + int(room)
