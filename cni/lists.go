@@ -138,6 +138,7 @@ func loadSingle(path string) (*libcni.NetworkConfigList, error) {
 	if conf.Network.Type == "" {
 		return nil, errors.New(`it has no "type"`)
 	}
+	//lint:ignore SA1019 the files of one plugin (.conf) are still there on nodes
 	return libcni.ConfListFromConf(conf)
 }
 

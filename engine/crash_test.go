@@ -48,6 +48,7 @@ func scenario(t *testing.T, e *Engine) {
 			}
 			return err
 		})
+		//lint:ignore SA4000 the second call is the retry
 		if e.StartContainer(background, id) == nil || e.StartContainer(background, id) == nil {
 			break
 		}

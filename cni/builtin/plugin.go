@@ -102,7 +102,7 @@ func New(cfg Config) (*Plugin, error) {
 	p.alloc = newAllocator(pools)
 	p.nat = newNAT(tableName(cfg.Bridge))
 	p.ports = newPorts(cfg.Proxy, cfg.Logger, p.nat)
-	if p.host, err = netlink.NewHandle(); err != nil {
+	if p.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
 	socket, err := nl.GetNetlinkSocketAt(vishnetns.None(), vishnetns.None(), unix.NETLINK_ROUTE)

@@ -26,6 +26,7 @@ type input struct {
 	rootfs  *Mount
 	joined  map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
 	shm     int                              // the descriptor of the pod's shared memory; 0: none
+	proc    int                              // the descriptor of the pod's proc; 0: none
 	target  int                              // exec: the descriptor of the container's pidfd
 	tasks   []string                         // files of v1 cgroups to join
 	unified string                           // directory of the v2 cgroup, which the stage is born in
@@ -37,9 +38,10 @@ type input struct {
 // built is a compiled plan and what its runner must know.
 type built struct {
 	plan       *plan.Plan
-	cloneflags uintptr // namespaces that the stage is born in
-	terminal   bool    // first message: the descriptor of the pty's master, which the runner takes before it says go
-	forks      bool    // next message: the pid of the process, a sibling of the stage
+	cloneflags uintptr   // namespaces that the stage is born in
+	terminal   bool      // first message: the descriptor of the pty's master, which the runner takes before it says go
+	forks      bool      // next message: the pid of the process, a sibling of the stage
+	roots      []podRoot // of a pod: a message and a byte for each
 	argv       []string
 	warnings   []string
 }
@@ -50,7 +52,6 @@ type compiler struct {
 	in       *input
 	root     plan.Reg // the root filesystem's mount
 	mask     plan.Reg // an empty read-only tmpfs, when directories are to be masked
-	null     plan.Reg // the host's /dev/null
 	later    []func() // what makes a mount read-only once nothing needs to be made in it
 	warnings []string
 }

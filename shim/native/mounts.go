@@ -5,6 +5,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -104,6 +105,8 @@ func (c *compiler) mounts() error {
 			err = c.cgroupMount(m, o)
 		case c.in.shm != 0 && path.Clean(m.Destination) == "/dev/shm":
 			c.podShm(m.Destination)
+		case m.Type == "proc" && c.joins(specs.PIDNamespace) && !c.in.host.ProcPidns:
+			err = c.podProc(m.Destination, o)
 		default:
 			err = c.filesystem(m, o)
 		}
@@ -120,14 +123,32 @@ func (c *compiler) podShm(destination string) {
 	if c.in.host.CloneDetached {
 		c.OpenTree(tree, c.in.shm, "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
 	} else {
-		home := c.Reg()
-		c.Openat(home, plan.Cwd, "/proc/self/ns/mnt", 0)
-		c.Setns(c.in.shm, unix.CLONE_NEWNS)
-		c.OpenTree(tree, plan.Cwd, "/", unix.OPEN_TREE_CLONE)
-		c.Setns(home, unix.CLONE_NEWNS)
-		c.Close(home)
+		c.copyRoot(tree, c.in.shm)
 	}
 	c.attach(tree, destination, true)
+}
+
+// podProc attaches a proc of a pid namespace that the stage only joins, on a kernel that makes one only from inside. To enter
+// for that, with all the privileges that it takes, would show the stage to whoever is in there; so the pod has it ready.
+func (c *compiler) podProc(destination string, o mountOptions) error {
+	if c.in.proc == 0 {
+		return fmt.Errorf("proc of another container's pid namespace needs Linux 6.17: %w", errdefs.ErrFailedPrecondition)
+	}
+	tree := c.Reg()
+	c.copyRoot(tree, c.in.proc)
+	c.MountSetattr(tree, 0, o.set, o.clear, unix.MS_PRIVATE)
+	c.attach(tree, destination, true)
+	return nil
+}
+
+// copyRoot copies the root of another mount namespace.
+func (c *compiler) copyRoot(tree plan.Reg, namespace int) {
+	home := c.Reg()
+	c.Openat(home, plan.Cwd, "/proc/self/ns/mnt", 0)
+	c.Setns(namespace, unix.CLONE_NEWNS)
+	c.OpenTree(tree, plan.Cwd, "/", unix.OPEN_TREE_CLONE)
+	c.Setns(home, unix.CLONE_NEWNS)
+	c.Close(home)
 }
 
 // bind attaches a copy of a mount of the host.
@@ -293,32 +314,14 @@ func (c *compiler) configure(fs plan.Reg, options []string) error {
 	return nil
 }
 
-// foreignProc opens a proc for a pid namespace that the stage only joins: its own is the host's. The namespace is that
-// of the child that it will fork, /proc/self/ns/pid_for_children. Kernels before 6.17 take only the mounter's own
-// namespace, so a child that shares the descriptors enters, opens and ends: while it is there, for some 0.1 ms, a
-// process in the namespace with CAP_SYS_PTRACE could stop it. See docs/reliability.md.
+// foreignProc opens a proc for a pid namespace that the stage only joins: its own is the host's (Linux 6.17). The namespace is
+// that of the child that it will fork.
 func (c *compiler) foreignProc(fs plan.Reg) {
-	if c.in.host.ProcPidns {
-		ns := c.Reg()
-		c.Openat(ns, plan.Cwd, "/proc/self/ns/pid_for_children", 0)
-		c.Fsopen(fs, "proc")
-		c.FsconfigFd(fs, "pidns", ns)
-		c.Close(ns)
-		return
-	}
-	child, parent := c.Label(), c.Label()
-	pid := c.Reg()
-	highest := 1000 // a descriptor number that the child can name and the parent knows
-	c.Clone(pid, unix.CLONE_FILES, plan.IfZero(child), plan.Then(parent))
-	c.Mark(child)
+	ns := c.Reg()
+	c.Openat(ns, plan.Cwd, "/proc/self/ns/pid_for_children", 0)
 	c.Fsopen(fs, "proc")
-	c.Dup3(fs, highest)
-	c.Exit(0)
-	c.Mark(parent)
-	c.Wait(pid)
-	c.SimpleOr(nil, unix.SYS_FCNTL, "fcntl", highest, unix.F_DUPFD_CLOEXEC, 0)
-	c.SetResult(fs)
-	c.Free(pid)
+	c.FsconfigFd(fs, "pidns", ns)
+	c.Close(ns)
 }
 
 // cgroupMount shows the container its own cgroup: the v2 directory, or a tmpfs with a directory for each hierarchy.

@@ -70,7 +70,7 @@ func TestPlans(t *testing.T) {
 			in.joined = map[specs.LinuxNamespaceType]int{specs.PIDNamespace: 6}
 			in.tasks, in.unified = nil, "/sys/fs/cgroup/pod/box"
 			in.spec.Mounts = append(in.spec.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"})
-			in.shm = 8
+			in.shm, in.proc = 8, 9
 			return compileCreate(in)
 		},
 		"exec": func() (*built, error) {
@@ -79,7 +79,7 @@ func TestPlans(t *testing.T) {
 			return compileExec(in)
 		},
 		"pod-old-kernel": func() (*built, error) {
-			return compilePod(goldenInput(goldenSpec(), oldKernel), PodConfig{IPC: true, ShmSize: 1 << 20})
+			return compilePod(goldenInput(goldenSpec(), oldKernel), PodConfig{IPC: true, PID: true, ShmSize: 1 << 20})
 		},
 		"pod": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)

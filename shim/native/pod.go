@@ -39,10 +39,23 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 	if err := writeSysctls(c, pod.Sysctls, func(kind specs.LinuxNamespaceType) bool { return owned[kind] }); err != nil {
 		return nil, err
 	}
-	if pod.PID || pod.ShmSize > 0 && !in.host.CloneDetached {
-		b.cloneflags |= unix.CLONE_NEWNS
-		if err := c.podRoot(pod); err != nil {
+	b.roots = podRoots(in.host, pod)
+	for i, root := range append(b.roots, emptyRoot) {
+		if i == len(b.roots) && !pod.PID {
+			break
+		}
+		c.At("pod's %s", root.name)
+		if i == 0 {
+			b.cloneflags |= unix.CLONE_NEWNS
+			c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+		} else {
+			c.Unshare(unix.CLONE_NEWNS)
+		}
+		if err := c.changeRoot(root); err != nil {
 			return nil, err
+		}
+		if i < len(b.roots) {
+			c.wait()
 		}
 	}
 	if pod.PID {
@@ -57,31 +70,56 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 	return b, nil
 }
 
-// podRoot leaves the pod's process with a root that is an empty filesystem: its shared memory, for containers to copy the
-// mount from, on kernels that cannot copy a mount that is attached nowhere.
-func (c *compiler) podRoot(pod PodConfig) error {
-	c.At("pod")
-	c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
-	fs, root := c.Reg(), c.Reg()
-	c.Fsopen(fs, "tmpfs")
-	options, attributes := []string{"size=4k"}, unix.MOUNT_ATTR_RDONLY|hidden
-	if pod.ShmSize > 0 && !c.in.host.CloneDetached {
-		options, attributes = tmpfsOptions(strconv.FormatInt(pod.ShmSize, 10)), hidden
+// podRoot is a filesystem that is the root of a mount namespace, for containers to copy the mount from.
+type podRoot struct {
+	name       string
+	fstype     string
+	options    []string
+	attributes uint64
+}
+
+// emptyRoot is what the holder is left with.
+var emptyRoot = podRoot{"root", "tmpfs", []string{"size=4k"}, unix.MOUNT_ATTR_RDONLY | hidden}
+
+const (
+	shmRoot  = "shared memory"
+	procRoot = "proc"
+)
+
+// podRoots are the mounts of a pod that this kernel can copy only out of a mount namespace. The shim takes each namespace
+// from the stage, which then leaves it: no process stays in there, so nobody can get at what is not masked of proc.
+func podRoots(h Host, pod PodConfig) []podRoot {
+	var roots []podRoot
+	if pod.ShmSize > 0 && !h.CloneDetached {
+		roots = append(roots, podRoot{shmRoot, "tmpfs", tmpfsOptions(strconv.FormatInt(pod.ShmSize, 10)), hidden})
 	}
-	if err := c.configure(fs, options); err != nil {
+	if pod.PID && !h.ProcPidns {
+		roots = append(roots, podRoot{procRoot, "proc", nil, hidden})
+	}
+	return roots
+}
+
+// changeRoot leaves the mount namespace with this filesystem and no other.
+func (c *compiler) changeRoot(r podRoot) error {
+	fs, root := c.Reg(), c.Reg()
+	c.Fsopen(fs, r.fstype)
+	if err := c.configure(fs, r.options); err != nil {
 		return err
 	}
-	c.Fsmount(root, fs, uint64(attributes))
-	c.place(root, "/proc") // any directory will do: what is below goes away
+	c.Fsmount(root, fs, r.attributes)
+	c.Close(fs)
+	c.place(root, "/")
 	c.Fchdir(root)
 	c.PivotRoot()
 	c.Umount(".")
 	c.Chdir("/")
+	c.Close(root)
 	return nil
 }
 
 // holder takes everything away that a process in the pod's pid namespace could want of it.
 func (c *compiler) holder() {
+	c.At("pod's holder")
 	c.SetName("criserver-hold")
 	c.Unshare(unix.CLONE_NEWCGROUP)
 	c.CloseRange(stage.Extra, 0)

@@ -63,6 +63,8 @@ type Config struct {
 	Namespaces map[specs.LinuxNamespaceType]*os.File
 	// Shm is a pod's shared memory (Pod.Shm). It takes the place of the spec's tmpfs at /dev/shm.
 	Shm *os.File
+	// Proc is a pod's proc (Pod.Proc), for a container that joins the pod's pid namespace.
+	Proc *os.File
 	// Stdin, Stdout and Stderr are the process's ends; nil is /dev/null. They are not used with Spec.Process.Terminal.
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup was created. Nil: the process stays in the caller's.
@@ -125,6 +127,10 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 	if c.Shm != nil {
 		in.shm = stage.Extra + len(extra)
 		extra = append(extra, c.Shm)
+	}
+	if c.Proc != nil {
+		in.proc = stage.Extra + len(extra)
+		extra = append(extra, c.Proc)
 	}
 	b, err := compileCreate(in)
 	return b, extra, err
@@ -363,9 +369,8 @@ func (p *Process) Start(ctx context.Context) error {
 func (p *Process) Abandon() { p.discard() }
 
 func (p *Process) discard() {
-	stage.Kill(p.Pidfd)
 	p.run.Close()
-	_ = p.Pidfd.Close()
+	stage.End(p.Pidfd)
 	if p.Console != nil {
 		_ = p.Console.Close()
 	}
@@ -413,6 +418,8 @@ type Pod struct {
 	// Shm is the shared memory for Config.Shm: a mount that is attached nowhere, or where the kernel cannot copy such a
 	// mount a mount namespace with it as the root. Nil without.
 	Shm *os.File
+	// Proc is a mount namespace with the proc of the pod's pid namespace as the root; nil where the kernel can do without.
+	Proc *os.File
 	// Holder is the init process of the pid namespace, nil without one. It runs, and the caller reaps it.
 	Holder *Process
 }
@@ -442,21 +449,10 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 		return nil, err
 	}
 	pod := &Pod{Namespaces: map[specs.LinuxNamespaceType]*os.File{}}
-	if err := r.podShm(pod, p.Pid, c.ShmSize); err != nil {
+	if err := r.collect(pod, p, b, c); err != nil {
 		p.discard()
-		return nil, err
-	}
-	for _, n := range podNamespaces {
-		if b.cloneflags&n.flag == 0 {
-			continue
-		}
-		f, err := os.Open(filepath.Join("/proc", fmt.Sprint(p.Pid), "ns", n.file))
-		if err != nil {
-			p.discard()
-			pod.close()
-			return nil, fmt.Errorf("namespace of the pod: %w", err)
-		}
-		pod.Namespaces[n.kind] = f
+		pod.close()
+		return nil, fmt.Errorf("namespaces of the pod: %w", err)
 	}
 	if !c.PID {
 		p.discard()
@@ -472,24 +468,50 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	return pod, nil
 }
 
-func (r *Runtime) podShm(pod *Pod, pid int, size int64) error {
-	if size <= 0 {
-		return nil
+// collect takes everything from the stage that the pod's containers will share.
+func (r *Runtime) collect(pod *Pod, p *Process, b *built, c PodConfig) error {
+	namespaces := filepath.Join("/proc", fmt.Sprint(p.Pid), "ns")
+	for _, root := range b.roots {
+		f, err := os.Open(filepath.Join(namespaces, "mnt"))
+		if err != nil {
+			return err
+		}
+		if root.name == procRoot {
+			pod.Proc = f
+		} else {
+			pod.Shm = f
+		}
+		if err := p.run.Go(); err != nil {
+			return err
+		}
+		if _, err := p.run.Message(); err != nil {
+			return p.explain(err)
+		}
 	}
-	if !r.host.CloneDetached {
-		var err error
-		pod.Shm, err = os.Open(filepath.Join("/proc", fmt.Sprint(pid), "ns/mnt"))
-		return err
+	if c.ShmSize > 0 && pod.Shm == nil {
+		fd, err := detachedTmpfs(fmt.Sprint(c.ShmSize))
+		if err != nil {
+			return err
+		}
+		pod.Shm = os.NewFile(uintptr(fd), "shm")
 	}
-	fd, err := detachedTmpfs(fmt.Sprint(size))
-	if err != nil {
-		return err
+	for _, n := range podNamespaces {
+		if b.cloneflags&n.flag == 0 {
+			continue
+		}
+		f, err := os.Open(filepath.Join(namespaces, n.file))
+		if err != nil {
+			return err
+		}
+		pod.Namespaces[n.kind] = f
 	}
-	pod.Shm = os.NewFile(uintptr(fd), "shm")
 	return nil
 }
 
 func (p *Pod) close() {
+	if p.Proc != nil {
+		_ = p.Proc.Close()
+	}
 	if p.Shm != nil {
 		_ = p.Shm.Close()
 	}

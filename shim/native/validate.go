@@ -60,7 +60,8 @@ func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxN
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
-		{"hooks", h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0}, //nolint:staticcheck // prestart is deprecated, not gone
+		//lint:ignore SA1019 deprecated, but not gone from specs
+		{"hooks", h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0},
 		{"process.scheduler", p.Scheduler != nil},
 		{"process.ioPriority", p.IOPriority != nil},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},

@@ -20,6 +20,7 @@ import (
 	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
+	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // Exec runs a process in a container to its end. See shim.proto. When the caller goes away, the process is killed.
@@ -57,35 +58,47 @@ func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api
 		return nil, err
 	}
 	defer out.close()
+	if r.TimeoutNs > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(r.TimeoutNs), errTimeLimit)
+		defer cancel()
+	}
 	run, err := s.runtime.exec(ctx, native.ExecConfig{
 		Spec: spec, Process: &p, Target: target, Stdout: out.theirs[0], Stderr: out.theirs[1], Cgroup: c.cgroup,
 	})
 	out.closeTheirs()
-	if err != nil {
+	switch {
+	case context.Cause(ctx) == errTimeLimit:
+		if err == nil {
+			stage.End(run.pidfd)
+		}
+		return &api.ExecResponse{Done: true, TimedOut: true}, nil
+	case err != nil:
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
 	return s.follow(ctx, c, run, out, r, send)
 }
 
+// errTimeLimit is why the context of an exec ended when it was the exec's own limit.
+var errTimeLimit = errors.New("the exec's time is up")
+
 var execs atomic.Uint64
+
+// endLimit is how long the end of a killed exec is waited for: a process that traces it can put it off.
+const endLimit = time.Second
 
 // follow reads what a process prints and waits for its end.
 func (s *Server) follow(ctx context.Context, c *container, run *process, out *output, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
+	defer run.pidfd.Close()
 	pidfd := int(run.pidfd.Fd())
 	key := "e/" + strconv.FormatUint(execs.Add(1), 10)
-	ended := make(chan int, 1)
-	err := s.watch.add(pidfd, func() {
-		code, _ := peek(pidfd)
-		reap(pidfd)
-		ended <- code
-	})
+	ended, err := s.exit(pidfd)
 	if err != nil { // then nobody would reap it
 		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		hasEnded(pidfd, time.Second)
 		reap(pidfd)
-		return nil, errors.Join(err, run.pidfd.Close())
+		return nil, err
 	}
-	defer run.pidfd.Close()
 	// A shim that comes after this one ends the process (endExec).
 	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, Extra: c.record.Cgroup, FDs: []int{pidfd}}); err != nil {
 		s.note.Warn("the keeper does not hold an exec", "container", c.id, "error", err)
@@ -100,35 +113,46 @@ func (s *Server) follow(ctx context.Context, c *container, run *process, out *ou
 	done := out.read(sink)
 
 	answer := &api.ExecResponse{Done: true}
-	var code int
-	limit, stop := timeout(r.TimeoutNs)
-	defer stop()
 	select {
-	case code = <-ended:
-	case <-limit:
-		answer.TimedOut = true
-		killTree(c.cgroup, run.pid, pidfd)
-		code = <-ended
+	case code := <-ended:
+		answer.ExitCode = int32(code)
 	case <-ctx.Done():
 		killTree(c.cgroup, run.pid, pidfd)
-		<-ended
-		return nil, ctx.Err()
+		select {
+		case code := <-ended:
+			answer.ExitCode = int32(code)
+		case <-time.After(endLimit):
+		}
+		if context.Cause(ctx) != errTimeLimit {
+			return nil, ctx.Err()
+		}
+		answer.TimedOut = true
 	}
 	select {
 	case <-done:
 	case <-time.After(drainLimit): // somebody has inherited the pipe
 	}
 	sink.close()
-	answer.ExitCode = int32(code)
 	return answer, nil
 }
 
-func timeout(ns int64) (<-chan time.Time, func()) {
-	if ns <= 0 {
-		return nil, func() {}
+// exit reaps a process when it ends and passes its exit code on.
+func (s *Server) exit(pidfd int) (<-chan int, error) {
+	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
-	t := time.NewTimer(time.Duration(ns))
-	return t.C, func() { t.Stop() }
+	ended := make(chan int, 1)
+	err = s.watch.add(own, func() {
+		code, _ := peek(own)
+		reap(own)
+		_ = unix.Close(own)
+		ended <- code
+	})
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(own))
+	}
+	return ended, nil
 }
 
 // endExec kills a process that Exec of an earlier shim ran: its caller is gone.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,10 @@ var namespaceOf = map[string]specs.LinuxNamespaceType{
 
 // shmName is, beside the namespaces, what a pod can share: a tmpfs for /dev/shm.
 const shmName = "shm"
+
+// procName is what a pod with a pid namespace has besides on kernels that need it (native.Pod.Proc). Containers that join
+// the pid namespace get it unasked.
+const procName = "proc"
 
 const podPrefix = "p/"
 
@@ -145,6 +150,9 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 	if made.Shm != nil {
 		p.spaces[shmName] = made.Shm
 	}
+	if made.Proc != nil {
+		p.spaces[procName] = made.Proc
+	}
 	if h := made.Holder; h != nil {
 		p.holder, p.pidfd = h.Pid, h.Pidfd
 		if err := s.watchHolder(p); err != nil {
@@ -183,17 +191,7 @@ func missing(p *pod, r *api.StartPodRequest) native.PodConfig {
 
 // watchHolder reaps the holder when it ends; its pid namespace ends with it.
 func (s *Server) watchHolder(p *pod) error {
-	fd, err := unix.FcntlInt(p.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	err = s.watch.add(fd, func() {
-		reap(fd)
-		_ = unix.Close(fd)
-	})
-	if err != nil {
-		_ = unix.Close(fd)
-	}
+	_, err := s.exit(int(p.pidfd.Fd()))
 	return err
 }
 
@@ -278,21 +276,27 @@ func closePod(p *pod) {
 // shares is what a container gets of its pod, or of another container. Who asked for it closes it.
 type shares struct {
 	namespaces map[specs.LinuxNamespaceType]*os.File
-	shm        *os.File
+	shm, proc  *os.File // nil without
 }
 
 func (j *shares) close() {
 	for _, f := range j.namespaces {
 		_ = f.Close()
 	}
-	if j.shm != nil {
-		_ = j.shm.Close()
+	for _, f := range []*os.File{j.shm, j.proc} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
 }
 
 func (j *shares) add(name string, f *os.File) {
-	if name == shmName {
+	switch name {
+	case shmName:
 		j.shm = f
+		return
+	case procName:
+		j.proc = f
 		return
 	}
 	kind := namespaceOf[name]
@@ -347,7 +351,11 @@ func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, j *shares) er
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	for _, name := range r.PodNamespaces {
+	names := r.PodNamespaces
+	if slices.Contains(names, "pid") && p.spaces[procName] != nil {
+		names = append(slices.Clone(names), procName)
+	}
+	for _, name := range names {
 		f := p.spaces[name]
 		if f == nil {
 			return fmt.Errorf("pod %q has no %s of its own: %w", r.PodId, name, errdefs.ErrFailedPrecondition)

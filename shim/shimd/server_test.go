@@ -179,7 +179,7 @@ func TestFullDisk(t *testing.T) {
 		t.Helper()
 		for text != "" {
 			n := min(len(text), chunkSize/2)
-			stage(t, s, text[:n])
+			stageChunk(t, s, text[:n])
 			if err := s.receive(n, time.Now().UnixNano()); err != nil {
 				t.Fatal(err)
 			}

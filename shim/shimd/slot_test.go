@@ -210,14 +210,14 @@ func TestRecoverAtEachStep(t *testing.T) {
 		make func(s *slot)
 		cut  int64
 	}{
-		{"spliced", func(s *slot) { stage(t, s, "new") }, -1},
+		{"spliced", func(s *slot) { stageChunk(t, s, "new") }, -1},
 		{"announced", func(s *slot) {
-			stage(t, s, "new")
+			stageChunk(t, s, "new")
 			s.setWord(slotWord{kind: slotReading, fill: 4, n: 3})
 		}, -1},
 		{"half read", func(s *slot) {
 			copy(s.data()[4:], "n")
-			stage(t, s, "ew")
+			stageChunk(t, s, "ew")
 			s.setWord(slotWord{kind: slotReading, fill: 4, n: 3})
 		}, -1},
 		{"read", func(s *slot) {
@@ -244,7 +244,7 @@ func TestRecoverAtEachStep(t *testing.T) {
 	}
 }
 
-func stage(t *testing.T, s *slot, text string) {
+func stageChunk(t *testing.T, s *slot, text string) {
 	t.Helper()
 	if _, err := unix.Write(s.out, []byte(text)); err != nil {
 		t.Fatal(err)
@@ -265,7 +265,7 @@ func TestCompactKeepsWhatIsPending(t *testing.T) {
 	line := bytes.Repeat([]byte("p"), lineMax)
 	copy(s.data()[slotData-lineMax:], line)
 	s.setWord(slotWord{done: slotData - lineMax, fill: slotData})
-	stage(t, s, "more")
+	stageChunk(t, s, "more")
 	if err := s.receive(4, 1); err != nil {
 		t.Fatal(err)
 	}

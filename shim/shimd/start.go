@@ -140,7 +140,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	if err != nil {
 		return err
 	}
-	config.Namespaces, config.Shm = shared.namespaces, shared.shm
+	config.Namespaces, config.Shm, config.Proc = shared.namespaces, shared.shm, shared.proc
 	p, err := s.runtime.create(ctx, config)
 	if err != nil {
 		return err

@@ -17,7 +17,12 @@ type watcher struct {
 
 	mu     sync.Mutex
 	last   int32
-	ending map[int32]func()
+	ending map[int32]watched
+}
+
+type watched struct {
+	pidfd int
+	ended func()
 }
 
 func newWatcher() (*watcher, error) {
@@ -29,15 +34,16 @@ func newWatcher() (*watcher, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &watcher{epoll: os.NewFile(uintptr(fd), "epoll"), ending: map[int32]func(){}}, nil
+	return &watcher{epoll: os.NewFile(uintptr(fd), "epoll"), ending: map[int32]watched{}}, nil
 }
 
-// add calls ended, in a goroutine of its own, once the process of pidfd has ended. The descriptor must stay open until then.
+// add calls ended, in a goroutine of its own, once the process of pidfd has ended and can be reaped, if it is ours to reap. The
+// descriptor must stay open until then.
 func (w *watcher) add(pidfd int, ended func()) error {
 	w.mu.Lock()
 	w.last++
 	id := w.last
-	w.ending[id] = ended
+	w.ending[id] = watched{pidfd, ended}
 	w.mu.Unlock()
 	err := w.control(func(epoll int) error {
 		return unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, pidfd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: id})
@@ -61,12 +67,12 @@ func (w *watcher) control(f func(epoll int) error) error {
 	return inner
 }
 
-func (w *watcher) take(id int32) func() {
+func (w *watcher) take(id int32) (watched, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f := w.ending[id]
+	one, ok := w.ending[id]
 	delete(w.ending, id)
-	return f
+	return one, ok
 }
 
 // run serves until close.
@@ -86,14 +92,29 @@ func (w *watcher) run() {
 			return
 		}
 		for _, e := range events[:n] {
-			if f := w.take(e.Fd); f != nil {
-				go f()
+			if one, ok := w.take(e.Fd); ok {
+				go func() {
+					settle(one.pidfd)
+					one.ended()
+				}()
 			}
 		}
 	}
 }
 
 func (w *watcher) close() { _ = w.epoll.Close() }
+
+// settle waits until an ended process can be reaped. While a process in its container traces it, the kernel hides the end from
+// the parent.
+func settle(pidfd int) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		s, err := keeper.Wait(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+		if err != nil || s.PID != 0 {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
 
 // peek says how our own child ended, and leaves it to be reaped. ours is false for another's child, or one that is reaped.
 func peek(pidfd int) (code int, ours bool) {

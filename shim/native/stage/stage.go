@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -164,6 +165,31 @@ func Kill(pidfd *os.File) {
 // Status is the exit code, or the signal, of what waitid(2) found: si_status follows si_pid and si_uid in the union at byte 16.
 func Status(info *unix.Siginfo) int32 {
 	return *(*int32)(unsafe.Add(unsafe.Pointer(info), 24))
+}
+
+// End kills a child of ours, reaps it and closes its pidfd. It does not wait for long: a container that traces a process keeps it
+// from being reaped for as long as it likes.
+func End(pidfd *os.File) {
+	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	_, _ = unix.Poll(fds, 100)
+	if reaped(pidfd) {
+		_ = pidfd.Close()
+		return
+	}
+	go func() {
+		for pause := time.Millisecond; !reaped(pidfd); pause = min(2*pause, time.Second) {
+			time.Sleep(pause)
+		}
+		_ = pidfd.Close()
+	}()
+}
+
+// reaped is false while the child has not ended, or its tracer has not let go of it.
+func reaped(pidfd *os.File) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), &info, unix.WEXITED|unix.WNOHANG, nil)
+	return err == nil && info.Signo != 0 || errors.Is(err, unix.ECHILD)
 }
 
 // Reap waits for the end of a child of ours.

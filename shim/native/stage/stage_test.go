@@ -16,7 +16,7 @@ import (
 )
 
 // run runs a plan to its end and gives the messages, the error that ended them, and the exit code.
-func run(t *testing.T, p *plan.Plan, extra ...*os.File) ([]uint32, error, int) {
+func run(t *testing.T, p *plan.Plan, extra ...*os.File) ([]uint32, int, error) {
 	t.Helper()
 	s, err := Open()
 	if err != nil {
@@ -43,7 +43,7 @@ func run(t *testing.T, p *plan.Plan, extra ...*os.File) ([]uint32, error, int) {
 			if err := unix.Waitid(unix.P_PIDFD, int(r.Pidfd.Fd()), &info, unix.WEXITED, nil); err != nil {
 				t.Fatal(err)
 			}
-			return messages, err, int(Status(&info))
+			return messages, int(Status(&info)), err
 		}
 		messages = append(messages, m)
 	}
@@ -69,7 +69,7 @@ func TestRegistersAndJumps(t *testing.T) {
 	p.Mark(child)
 	p.Mkdirat(r, "child", 0o700)
 	p.Exit(0)
-	messages, err, code := run(t, p)
+	messages, code, err := run(t, p)
 	if !errors.Is(err, io.EOF) || code != 3 || len(messages) != 1 || messages[0] == 0 {
 		t.Fatalf("messages %v, %v, exit code %d", messages, err, code)
 	}
@@ -85,7 +85,7 @@ func TestFailureNamesTheCall(t *testing.T) {
 	p.At("mounts[7] /x")
 	p.Chdir("/")
 	p.Chdir("/does/not/exist", plan.Accept(unix.EACCES, unix.ENOTDIR))
-	_, err, code := run(t, p)
+	_, code, err := run(t, p)
 	var e *plan.Error
 	if !errors.As(err, &e) || e.Index != 1 || e.Errno != unix.ENOENT || e.Place != "mounts[7] /x" || code != 1 {
 		t.Fatalf("error %#v, exit code %d", err, code)
@@ -106,7 +106,7 @@ func TestExecvePassesArguments(t *testing.T) {
 	p.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC)
 	p.Execve("/nowhere/sh", []string{"sh"}, nil, plan.Accept(unix.ENOENT))
 	p.Execve("/bin/sh", []string{"sh", "-c", `echo "$A-$1-$0"`, "zero", "o n e"}, []string{"A=b"})
-	_, end, code := run(t, p, w)
+	_, code, end := run(t, p, w)
 	w.Close()
 	out, _ := io.ReadAll(r)
 	if !errors.Is(end, io.EOF) || code != 0 || string(out) != "b-o n e-zero\n" {
