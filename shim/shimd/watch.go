@@ -3,12 +3,15 @@ package shimd
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/keeper"
+	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // watcher tells when processes end. One goroutine polls all pidfds, by an epoll instance that is itself in Go's poller.
@@ -17,12 +20,7 @@ type watcher struct {
 
 	mu     sync.Mutex
 	last   int32
-	ending map[int32]watched
-}
-
-type watched struct {
-	pidfd int
-	ended func()
+	ending map[int32]func()
 }
 
 func newWatcher() (*watcher, error) {
@@ -34,16 +32,15 @@ func newWatcher() (*watcher, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &watcher{epoll: os.NewFile(uintptr(fd), "epoll"), ending: map[int32]watched{}}, nil
+	return &watcher{epoll: os.NewFile(uintptr(fd), "epoll"), ending: map[int32]func(){}}, nil
 }
 
-// add calls ended, in a goroutine of its own, once the process of pidfd has ended and can be reaped, if it is ours to reap. The
-// descriptor must stay open until then.
+// add calls ended, in a goroutine of its own, once the process of pidfd has ended. The descriptor must stay open until then.
 func (w *watcher) add(pidfd int, ended func()) error {
 	w.mu.Lock()
 	w.last++
 	id := w.last
-	w.ending[id] = watched{pidfd, ended}
+	w.ending[id] = ended
 	w.mu.Unlock()
 	err := w.control(func(epoll int) error {
 		return unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, pidfd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: id})
@@ -67,7 +64,7 @@ func (w *watcher) control(f func(epoll int) error) error {
 	return inner
 }
 
-func (w *watcher) take(id int32) (watched, bool) {
+func (w *watcher) take(id int32) (func(), bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	one, ok := w.ending[id]
@@ -93,10 +90,7 @@ func (w *watcher) run() {
 		}
 		for _, e := range events[:n] {
 			if one, ok := w.take(e.Fd); ok {
-				go func() {
-					settle(one.pidfd)
-					one.ended()
-				}()
+				go one()
 			}
 		}
 	}
@@ -104,25 +98,55 @@ func (w *watcher) run() {
 
 func (w *watcher) close() { _ = w.epoll.Close() }
 
-// settle waits until an ended process can be reaped. While a process in its container traces it, the kernel hides the end from
-// the parent.
-func settle(pidfd int) {
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		s, err := keeper.Wait(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-		if err != nil || s.PID != 0 {
-			return
-		}
-		time.Sleep(pause)
-	}
-}
-
 // peek says how our own child ended, and leaves it to be reaped. ours is false for another's child, or one that is reaped.
 func peek(pidfd int) (code int, ours bool) {
 	s, err := keeper.Wait(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-	return s.Code, err == nil && s.PID != 0
+	if err != nil {
+		return 0, false
+	}
+	if s.PID != 0 {
+		return s.Code, true
+	}
+	return tracedExit(pidfd)
 }
 
-func reap(pidfd int) { _, _ = keeper.Wait(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG) }
+// tracedExit says how a child ended whose end the kernel hides from its parent, because a process in its container traces it.
+func tracedExit(pidfd int) (code int, known bool) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	if err != nil {
+		return 0, false
+	}
+	_, rest, _ := strings.Cut(string(info), "Pid:\t")
+	pid, _, _ := strings.Cut(rest, "\n")
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	const exitCode = 52 // proc_pid_stat(5)
+	fields := statFields(string(stat))
+	if len(fields) <= exitCode-3 || fields[0] != "Z" {
+		return 0, false
+	}
+	n, err := strconv.Atoi(fields[exitCode-3])
+	status := unix.WaitStatus(n)
+	if status.Signaled() {
+		return 128 + int(status.Signal()), err == nil
+	}
+	return status.ExitStatus(), err == nil
+}
+
+// reap reaps a child that has ended. Where a tracer holds it up that is done later: until then the pid stays taken, and the
+// container's pid namespace cannot end, so it is not given up.
+func reap(pidfd int) {
+	if s, err := keeper.Wait(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG); err != nil || s.PID != 0 {
+		return
+	}
+	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	go stage.EndLater(os.NewFile(uintptr(own), "pidfd"))
+}
 
 // exitOf asks the kernel how a process ended that somebody else has reaped (PIDFD_INFO_EXIT, Linux 6.15).
 func exitOf(pidfd int) (code int, known bool) {

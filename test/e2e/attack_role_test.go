@@ -185,6 +185,7 @@ func (a *attacker) ptrace(pid int, addrs []uint64) {
 		}
 	}
 	_ = unix.PtraceDetach(pid)
+	_ = unix.Kill(pid, unix.SIGCONT) // the stop of the attach may come only now, and 2,000 execs would each wait for their time limit
 }
 
 // roleStopper stops every process that it can see, again and again.

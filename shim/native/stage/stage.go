@@ -177,12 +177,15 @@ func End(pidfd *os.File) {
 		_ = pidfd.Close()
 		return
 	}
-	go func() {
-		for pause := time.Millisecond; !reaped(pidfd); pause = min(2*pause, time.Second) {
-			time.Sleep(pause)
-		}
-		_ = pidfd.Close()
-	}()
+	go EndLater(pidfd)
+}
+
+// EndLater reaps a child of ours as soon as it has ended and nobody traces it, and closes its pidfd.
+func EndLater(pidfd *os.File) {
+	for pause := time.Millisecond; !reaped(pidfd); pause = min(2*pause, time.Second) {
+		time.Sleep(pause)
+	}
+	_ = pidfd.Close()
 }
 
 // reaped is false while the child has not ended, or its tracer has not let go of it.
