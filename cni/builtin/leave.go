@@ -32,8 +32,8 @@ type leaver struct {
 	since time.Time
 }
 
-// overdue is when an interface is removed by us: some process of the pod still holds the namespace.
-const overdue = time.Minute
+// overdue is when an interface is removed by us: a process, or a socket that still says goodbye, holds the namespace.
+const overdue = 3 * time.Second
 
 func newLeavers(host *netlink.Handle, log *slog.Logger, alloc *allocator) *leavers {
 	return &leavers{host: host, log: log, alloc: alloc, stop: make(chan struct{}), byName: make(map[string]leaver)}
@@ -82,7 +82,7 @@ func (l *leavers) resync() {
 	for name, since := range names {
 		link, err := l.host.LinkByName(name)
 		if err == nil && time.Since(since) > overdue {
-			l.log.Warn("a detached pod's interface is still there: something holds the pod's network namespace; it is removed", "interface", name)
+			l.log.Debug("a detached pod's interface is still there: something holds the pod's network namespace; it is removed", "interface", name)
 			if err = l.host.LinkDel(link); err == nil {
 				_, err = l.host.LinkByName(name)
 			}
@@ -139,8 +139,12 @@ func (l *leavers) watch(ctx context.Context, updates <-chan netlink.LinkUpdate) 
 }
 
 func (l *leavers) drain(ctx context.Context, updates <-chan netlink.LinkUpdate) {
+	tick := time.NewTicker(overdue / 2)
+	defer tick.Stop()
 	for {
 		select {
+		case <-tick.C:
+			l.resync()
 		case <-ctx.Done():
 			go func() { // the subscription's goroutine may be sending; it ends once its socket is closed
 				for range updates {

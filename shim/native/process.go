@@ -19,7 +19,8 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		return err
 	}
 	c.At("process.cwd")
-	c.CloseRange(stage.Extra, 0) // a working directory must not lead out by a descriptor of ours
+	c.Simple(unix.SYS_CLOSE_RANGE, "close_range", stage.Plan, stage.Plan, 0) // a number that was free again
+	c.CloseRange(stage.Extra, 0)                                             // a working directory must not lead out by a descriptor of ours
 	c.workingDirectory(waits)
 	if err := c.credentials(); err != nil {
 		return err

@@ -124,7 +124,7 @@ func (a *attacker) lookAtProgram(base string) {
 }
 
 // lookAtDescriptors reports descriptors of the host: sockets, memory files, event queues, and files that are not what
-// the same path is in this container.
+// the same path is in the process's own root.
 func (a *attacker) lookAtDescriptors(base string) {
 	entries, err := os.ReadDir(base + "/fd")
 	if err != nil {
@@ -144,10 +144,11 @@ func (a *attacker) lookAtDescriptors(base string) {
 		if unix.Stat(link, &behind) != nil || behind.Mode&unix.S_IFMT == unix.S_IFIFO {
 			continue // the process has ended, or it is its output
 		}
+		// Another container of the pod has a root of its own.
+		here := unix.Stat(base+"/root"+target, &named) == nil && named.Dev == behind.Dev && named.Ino == behind.Ino
 		if again, err := os.Readlink(link); err != nil || again != target {
 			continue // closed, and another in its place
 		}
-		here := unix.Stat(target, &named) == nil && named.Dev == behind.Dev && named.Ino == behind.Ino
 		if !here && !strings.HasPrefix(target, "/proc/") && !strings.HasPrefix(target, "/dev/") {
 			a.report("descriptor of the host's %s", target)
 		}

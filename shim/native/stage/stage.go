@@ -19,6 +19,7 @@ import (
 
 // The descriptors of a stage. What the plan joins or uses besides comes after them.
 const (
+	Plan   = 3 // closed by the stage once it is mapped
 	Report = 4 // eight bytes a message, see Message
 	Start  = 5 // the read end of a pipe
 	Extra  = 6 // the first of Options.Extra
