@@ -23,6 +23,8 @@ const (
 	Report = 4 // eight bytes a message, see Message
 	Start  = 5 // the read end of a pipe
 	Extra  = 6 // the first of Options.Extra
+
+	highestExtra = 255
 )
 
 // Stage is the program, in a sealed memfd: a container that opens /proc/PID/exe finds nothing that it could write.
@@ -54,7 +56,13 @@ func Open() (*Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Stage{program: readable, path: "/proc/self/fd/" + strconv.Itoa(int(readable.Fd()))}, nil
+	defer readable.Close()
+	// The number must be out of the way: those from 0 on are given away before execve opens the path.
+	high, err := unix.FcntlInt(readable.Fd(), unix.F_DUPFD_CLOEXEC, highestExtra+1)
+	if err != nil {
+		return nil, fmt.Errorf("a descriptor for the stage: %w", err)
+	}
+	return &Stage{program: os.NewFile(uintptr(high), "stage"), path: "/proc/self/fd/" + strconv.Itoa(high)}, nil
 }
 
 // Close lets go of the program. Stages that run are not affected.
@@ -79,6 +87,9 @@ type Run struct {
 
 // Start starts a stage with a plan. The plan must not be changed after.
 func (s *Stage) Start(p *plan.Plan, o Options) (*Run, error) {
+	if len(o.Extra) > highestExtra-Extra {
+		return nil, fmt.Errorf("%d descriptors for a stage are too many", len(o.Extra))
+	}
 	code, err := p.Encode()
 	if err != nil {
 		return nil, err

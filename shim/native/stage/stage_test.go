@@ -114,6 +114,24 @@ func TestExecvePassesArguments(t *testing.T) {
 	}
 }
 
+// Extra descriptors may have any number, that of the stage's own program among them.
+func TestManyDescriptors(t *testing.T) {
+	p := plan.New()
+	p.Exit(7)
+	var extra []*os.File
+	for range 60 {
+		f, err := os.Open("/dev/null")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		extra = append(extra, f)
+	}
+	if _, code, err := run(t, p, extra...); code != 7 {
+		t.Fatalf("exit code %d, %v", code, err)
+	}
+}
+
 func TestStageIsSealed(t *testing.T) {
 	s, err := Open()
 	if err != nil {
