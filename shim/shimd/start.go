@@ -20,8 +20,9 @@ import (
 	"github.com/criserver/criserver/shim/native/cgroup"
 )
 
-// startLimit bounds a start, its hooks included. It does not end with its caller, who finds the container when it comes again.
-const startLimit = 2 * time.Minute
+// startLimit bounds a start. It does not end with its caller, who finds the container when it comes again. A member of a shared
+// pid namespace can stop the process that becomes the container, and the pod cannot be removed before that start has failed.
+const startLimit = 20 * time.Second
 
 // Start makes a container and runs its process. See shim.proto.
 func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
