@@ -28,7 +28,7 @@ func running(t testing.TB, r *Runtime, c Config) *Process {
 	if _, err := io.ReadFull(out, make([]byte, len("sleeping"))); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stage.Kill(p.Pidfd); p.Pidfd.Close() })
+	t.Cleanup(func() { stage.End(p.Pidfd) })
 	return p
 }
 
@@ -155,7 +155,7 @@ func podShares(t *testing.T, r *Runtime) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { pod.close(); stage.Kill(pod.Holder.Pidfd); pod.Holder.Pidfd.Close() })
+	t.Cleanup(func() { pod.close(); stage.End(pod.Holder.Pidfd) })
 	shared := func(s *specs.Spec) Config {
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"})
 		return Config{ID: "x", Spec: s, Rootfs: rootfs(t), Namespaces: pod.Namespaces, Shm: pod.Shm, Proc: pod.Proc}

@@ -168,12 +168,6 @@ func (r *Run) Close() {
 	_ = r.start.Close()
 }
 
-// Kill kills the process and reaps it.
-func Kill(pidfd *os.File) {
-	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
-	Reap(pidfd)
-}
-
 // Status is the exit code, or the signal, of what waitid(2) found: si_status follows si_pid and si_uid in the union at byte 16.
 func Status(info *unix.Siginfo) int32 {
 	return *(*int32)(unsafe.Add(unsafe.Pointer(info), 24))
