@@ -201,12 +201,19 @@ func TestExecIsNotRepeated(t *testing.T) {
 	defer c.Close()
 	s := &scripted{answer: fine}
 	stop := serve(t, path, s)
-	var out string
-	time.AfterFunc(50*time.Millisecond, func() {
+	began, again := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(again)
+		<-began
 		stop()
 		serve(t, path, s)
+	}()
+	var out string
+	_, err := c.Exec(t.Context(), &api.ExecRequest{}, func(b, _ []byte) {
+		out += string(b)
+		close(began)
 	})
-	_, err := c.Exec(t.Context(), &api.ExecRequest{}, func(b, _ []byte) { out += string(b) })
+	<-again // the directory goes when the test ends
 	if !errdefs.IsUnavailable(err) || out != "began" {
 		t.Errorf("%v, %q", err, out)
 	}
