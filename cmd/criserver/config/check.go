@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -85,6 +86,9 @@ func (c *Config) problems() []problem {
 		}
 	}
 	c.Network.problems(add, absolute, oneOf)
+	for name, runtime := range c.Runtimes {
+		runtime.problems("runtimes."+name, add, absolute)
+	}
 	slices.SortStableFunc(all, func(a, b problem) int { return strings.Compare(a.key, b.key) })
 	return all
 }
@@ -124,6 +128,19 @@ func (n *Network) problems(add func(string, string, ...any), absolute func(strin
 	}
 	for _, dir := range n.BinDirs {
 		absolute("network.bin_dirs", dir)
+	}
+}
+
+func (r *Runtime) problems(at string, add func(string, string, ...any), absolute func(string, string)) {
+	if r.BaseSpec != "" {
+		absolute(at+".base_spec", r.BaseSpec)
+	}
+	for key, globs := range map[string][]string{"pod_annotations": r.PodAnnotations, "container_annotations": r.ContainerAnnotations} {
+		for _, glob := range globs {
+			if _, err := path.Match(glob, ""); err != nil || glob == "" {
+				add(at+"."+key, "%q is not a pattern such as example.com/* or a*", glob)
+			}
+		}
 	}
 }
 

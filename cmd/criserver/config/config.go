@@ -35,6 +35,21 @@ type Config struct {
 	Workload Workload `toml:"workload"`
 	Image    Image    `toml:"image"`
 	Network  Network  `toml:"network"`
+
+	// Runtimes are the settings of each handler that a pod's RuntimeClass may name. NativeRuntime is always there.
+	Runtimes map[string]Runtime `toml:"runtimes"`
+}
+
+// NativeRuntime is the handler of our own runtime, which pods get that name none.
+const NativeRuntime = "native"
+
+// Runtime is what a handler does with its pods and containers.
+type Runtime struct {
+	BaseSpec                     string   `toml:"base_spec"`
+	PodAnnotations               []string `toml:"pod_annotations"`
+	ContainerAnnotations         []string `toml:"container_annotations"`
+	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices"`
+	CgroupWritable               bool     `toml:"cgroup_writable"`
 }
 
 // Log says what is logged and how.

@@ -18,6 +18,8 @@ func TestDefaultNamesEveryKey(t *testing.T) {
 			key := prefix + field.Tag.Get("toml")
 			if field.Type.Kind() == reflect.Struct {
 				walk(key+".", field.Type)
+			} else if field.Type == reflect.TypeFor[map[string]Runtime]() {
+				walk(key+"."+NativeRuntime+".", field.Type.Elem())
 			} else if lines[key] == 0 {
 				t.Errorf("default.toml does not document %s", key)
 			}
@@ -56,6 +58,18 @@ func TestParse(t *testing.T) {
 				return c.Root == "/srv/cri" && len(c.Network.BinDirs) == 2 && c.State == "/run/criserver"
 			},
 		},
+		"runtime": {
+			text: "[runtimes.native]\nbase_spec = '/etc/base.json'\n[runtimes.other]\npod_annotations = ['a.example/*']\n",
+			check: func(c Config) bool {
+				return c.Runtimes["native"].BaseSpec == "/etc/base.json" && len(c.Runtimes) == 2
+			},
+		},
+		"other runtime only": {
+			text:  "[runtimes.other]\ncgroup_writable = true\n",
+			check: func(c Config) bool { _, ok := c.Runtimes["native"]; return ok && c.Runtimes["other"].CgroupWritable },
+		},
+		"runtime's base spec":   {text: "[runtimes.a]\nbase_spec='x'\n", want: []string{"f.toml:2: runtimes.a.base_spec"}},
+		"runtime's glob":        {text: "[runtimes.a]\npod_annotations=['[']\n", want: []string{"f.toml:2: runtimes.a.pod_annotations"}},
 		"unknown key":           {text: "root = '/a'\nrooot = '/b'\n", want: []string{"f.toml:2:1: rooot: unknown key"}},
 		"unknown key in table":  {text: "[network]\n\nmodus = 'cni'\n", want: []string{"f.toml:3:1: network.modus: unknown key"}},
 		"unknown table":         {text: "[networks]\nmode = 'cni'\n", want: []string{"f.toml:1:", "networks", "unknown key"}},
