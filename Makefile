@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual machine
 	$(GO) run ./hack/ci vm-test
+
+critest: build ## the suite of cri-tools with the native runtime and with runc (as root)
+	$(GO) run ./hack/ci critest critest-runc
 
 demo: build ## a pod with a web server on a temporary daemon, step by step (as root)
 	hack/demo/run

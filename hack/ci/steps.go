@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,6 +38,34 @@ func program(path string, args ...string) step {
 		return r
 	}
 }
+
+// critest runs the suite of cri-tools, whose last line has the counts.
+func critest(handler string) step {
+	return func(ctx context.Context, out io.Writer) result {
+		var r result
+		var log bytes.Buffer
+		err := command(ctx, io.MultiWriter(out, &log), nil, "hack/critest/run", "-handler", handler)
+		counts := suiteCounts.FindStringSubmatch(log.String())
+		if counts == nil {
+			r.count(fmt.Errorf("critest did not run to its end: %v", err), out)
+			return r
+		}
+		r.passed, _ = strconv.Atoi(counts[1])
+		r.failed, _ = strconv.Atoi(counts[2])
+		for _, skipped := range suiteSkips.FindAllStringSubmatch(log.String(), -1) {
+			r.skipped = append(r.skipped, skipped[1])
+		}
+		if err != nil && r.failed == 0 {
+			r.count(err, out)
+		}
+		return r
+	}
+}
+
+var (
+	suiteCounts = regexp.MustCompile(`(?m)^critest: (\d+) passed, (\d+) failed, \d+ skipped$`)
+	suiteSkips  = regexp.MustCompile(`(?m)^skipped (.*: .*)$`)
+)
 
 func lint(ctx context.Context, out io.Writer) result {
 	var r result

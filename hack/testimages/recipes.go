@@ -131,7 +131,8 @@ func addServers(ctx context.Context, l *layout, debs map[string]string, base lay
 // httpd is the configuration of an image that serves /var/www by busybox httpd.
 func httpd(port int) ocispec.ImageConfig {
 	return ocispec.ImageConfig{
-		Env: []string{searchPath}, Cmd: []string{"httpd", "-f", "-vv", "-p", strconv.Itoa(port), "-h", "/var/www"},
+		Env:          []string{searchPath},
+		Cmd:          []string{"sh", "-c", "echo httpd serves port " + strconv.Itoa(port) + "; exec httpd -f -vv -p " + strconv.Itoa(port) + " -h /var/www"},
 		ExposedPorts: map[string]struct{}{strconv.Itoa(port) + "/tcp": {}}, StopSignal: "SIGTERM",
 	}
 }
@@ -165,7 +166,7 @@ func addNginx(ctx context.Context, l *layout, debs map[string]string, base layer
 user www-data;
 worker_processes 1;
 error_log /dev/stderr notice;
-pid /run/nginx.pid;
+pid /var/run/nginx.pid;
 events { worker_connections 256; }
 http {
   include /etc/nginx/mime.types;
@@ -179,6 +180,7 @@ http {
 `)
 	t.file("usr/share/nginx/html/index.html", 0o644, "<!DOCTYPE html><html><head><title>Welcome to nginx!</title></head><body><h1>Welcome to nginx!</h1></body></html>\n")
 	t.dir("var/lib/nginx", 0o755)
+	t.dir("var/run", 0o755)
 	t.dir("var/log/nginx", 0o755)
 	for _, name := range []string{"libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"} {
 		if err := t.deb(ctx, debs[name], isLibrary); err != nil {

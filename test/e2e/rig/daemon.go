@@ -62,9 +62,9 @@ type Daemon struct {
 // Socket is the path of the CRI socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.StateDir, "criserver.sock") }
 
-// NewDaemon writes a configuration for a daemon called name (a few letters) and starts it. A place has one daemon at a
-// time, because the bridge and the directory of network namespaces are the same for all.
-func (p *Place) NewDaemon(ctx context.Context, name string) (*Daemon, error) {
+// NewDaemon writes a configuration for a daemon called name (a few letters), with more tables if wanted, and starts it. A
+// place has one daemon at a time, because the bridge and the directory of network namespaces are the same for all.
+func (p *Place) NewDaemon(ctx context.Context, name string, tables ...string) (*Daemon, error) {
 	base := filepath.Join(p.Dir, name)
 	d := &Daemon{
 		place: p, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
@@ -85,7 +85,7 @@ cgroup_parent = %q
 [network]
 netns_dir = %q
 `, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.NetnsDir)
-	if err := os.WriteFile(d.Config, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(d.Config, []byte(text+strings.Join(tables, "\n")), 0o644); err != nil {
 		return nil, err
 	}
 	var err error
