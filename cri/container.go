@@ -12,9 +12,6 @@ import (
 	"github.com/criserver/criserver/engine/spec"
 )
 
-// cdiPrefix begins annotations by which old clients ask for CDI devices.
-const cdiPrefix = "cdi.k8s.io/"
-
 // containerOf checks and translates a container's configuration. pod is the one it is made in.
 func containerOf(config *runtime.ContainerConfig, pod spec.Pod) (spec.Container, error) {
 	if err := checkContainer(config); err != nil {
@@ -52,6 +49,9 @@ func containerOf(config *runtime.ContainerConfig, pod spec.Pod) (spec.Container,
 	if c.Devices, err = devicesOf(config.GetDevices()); err != nil {
 		return spec.Container{}, err
 	}
+	if c.CDIDevices, err = cdiDevicesOf(config); err != nil {
+		return spec.Container{}, err
+	}
 	if c.Resources, err = resourcesOf("config.linux.resources", config.GetLinux().GetResources()); err != nil {
 		return spec.Container{}, err
 	}
@@ -80,14 +80,6 @@ func checkContainer(config *runtime.ContainerConfig) error {
 	}
 	if config.GetWindows() != nil {
 		return invalid("config.windows", "this node runs Linux containers")
-	}
-	if len(config.GetCDIDevices()) > 0 {
-		return unsupported("config.CDI_devices", "CDI devices")
-	}
-	for key := range config.GetAnnotations() {
-		if strings.HasPrefix(key, cdiPrefix) {
-			return unsupported("config.annotations["+key+"]", "CDI devices")
-		}
 	}
 	for field, all := range map[string][]string{
 		"config.metadata.name": {config.GetMetadata().GetName()},

@@ -175,9 +175,9 @@ func TestCodes(t *testing.T) {
 	_, err = f.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: pod, Config: withImage})
 	wantCode(t, "no image", err, codes.NotFound, "absent")
 	withCDI := containerConfig("a")
-	withCDI.CDIDevices = []*runtime.CDIDevice{{Name: "v/c=d"}}
+	withCDI.CDIDevices = []*runtime.CDIDevice{{Name: "v.com/c=d"}}
 	_, err = f.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: pod, Config: withCDI})
-	wantCode(t, "CDI", err, codes.Unimplemented, "config.CDI_devices: CDI devices are not supported yet")
+	wantCode(t, "CDI", err, codes.FailedPrecondition, "CDI device v.com/c=d: CDI is turned off")
 	_, err = f.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: "nope"})
 	wantCode(t, "start", err, codes.NotFound, "nope")
 	_, err = f.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: "nope"})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -36,9 +37,20 @@ func (s *runtimeService) Status(ctx context.Context, r *runtime.StatusRequest) (
 	if !r.GetVerbose() {
 		return response, nil
 	}
-	info, err := infoOf(s.info)
+	info, err := s.statusInfo()
 	response.Info = info
 	return response, err
+}
+
+// statusInfo is what a verbose Status says besides its fields.
+func (s *runtimeService) statusInfo() (map[string]string, error) {
+	values := map[string]any{}
+	maps.Copy(values, s.info)
+	var err error
+	if values["cdi"], err = s.engine.CDI(); err != nil {
+		return nil, err
+	}
+	return infoOf(values)
 }
 
 func condition(kind, reason string, err error) *runtime.RuntimeCondition {

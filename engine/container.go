@@ -218,6 +218,9 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, c spec.Container,
 	for _, warning := range out.Warnings {
 		e.log.Warn(warning, "container", c.ID, "name", c.Name)
 	}
+	if err := e.injectDevices(out.Spec, c.CDIDevices); err != nil {
+		return made, err
+	}
 	made.podNamespaces, made.pidTarget, made.ownPID = out.PodNamespaces, out.PIDTarget, out.OwnPID
 	data, err := json.Marshal(out.Spec)
 	if err != nil {

@@ -26,6 +26,8 @@ type Config struct {
 	// DefaultSysctls are set in every pod whose namespaces own them, unless the pod sets them itself. Nil means
 	// DefaultSysctls; an empty map means none.
 	DefaultSysctls map[string]string
+	// CDIDirs are the directories of CDI files, later ones win; none turns CDI off.
+	CDIDirs []string
 	// ShimWait is how long a call waits for a dead shim to be started again; 0 is 5 s.
 	ShimWait time.Duration
 	// Log receives what an operator should know; nil is slog.Default.

@@ -40,14 +40,20 @@ func Build(in Input) (Output, error) {
 			return Output{}, err
 		}
 	}
-	s.Version = lowestVersion(s)
+	s.Version = LowestVersion(s)
 	return b.out, nil
 }
 
-// lowestVersion is the oldest version of the runtime spec that has everything that s uses, so that the most runtimes
+// LowestVersion is the oldest version of the runtime spec that has everything that s uses, so that the most runtimes
 // accept it (ChangeLog of opencontainers/runtime-spec).
-func lowestVersion(s *specs.Spec) string {
+func LowestVersion(s *specs.Spec) string {
+	if l := s.Linux; len(l.NetDevices) > 0 || l.MemoryPolicy != nil || l.IntelRdt != nil && (len(l.IntelRdt.Schemata) > 0 || l.IntelRdt.EnableMonitoring) {
+		return "1.3.0"
+	}
 	version := "1.0.2"
+	if p := s.Process; p != nil && (p.Scheduler != nil || p.IOPriority != nil) {
+		version = "1.1.0"
+	}
 	if len(s.Linux.Resources.Unified) > 0 {
 		version = "1.1.0"
 	}

@@ -157,6 +157,7 @@ type Container struct {
 	WorkingDir string            `json:"workingDir,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
 	Devices    []Device          `json:"devices,omitempty"`
+	CDIDevices []string          `json:"cdiDevices,omitempty"` // as vendor/class=name
 	Labels     map[string]string `json:"labels,omitempty"`
 	// Annotations of the client; the OCI spec gets only those that the configuration lets through.
 	Annotations map[string]string `json:"annotations,omitempty"`

@@ -85,6 +85,12 @@ func (c *Config) problems() []problem {
 			add("image.plain_http", "%q is not a host or host:port", host)
 		}
 	}
+	if c.CDI.Enabled && len(c.CDI.SpecDirs) == 0 {
+		add("cdi.spec_dirs", "is empty; turn CDI off with cdi.enabled instead")
+	}
+	for _, dir := range c.CDI.SpecDirs {
+		absolute("cdi.spec_dirs", dir)
+	}
 	c.Network.problems(add, absolute, oneOf)
 	for name, runtime := range c.Runtimes {
 		runtime.problems("runtimes."+name, add, absolute)

@@ -35,6 +35,7 @@ type Config struct {
 	Workload Workload `toml:"workload"`
 	Image    Image    `toml:"image"`
 	Network  Network  `toml:"network"`
+	CDI      CDI      `toml:"cdi"`
 
 	// Runtimes are the settings of each handler that a pod's RuntimeClass may name. NativeRuntime is always there.
 	Runtimes map[string]Runtime `toml:"runtimes"`
@@ -78,6 +79,12 @@ type Image struct {
 	NoProgressTimeout Duration `toml:"no_progress_timeout"`
 	Parallel          int      `toml:"parallel"`
 	Pinned            []string `toml:"pinned"`
+}
+
+// CDI says where vendors describe devices.
+type CDI struct {
+	Enabled  bool     `toml:"enabled"`
+	SpecDirs []string `toml:"spec_dirs"`
 }
 
 // Network configures how pods are attached.

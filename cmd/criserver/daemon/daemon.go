@@ -143,11 +143,15 @@ func onTmpfs(dir string) bool {
 }
 
 func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *cni.Network, shims engine.Shims) (*engine.Engine, error) {
+	var cdiDirs []string
+	if d.cfg.CDI.Enabled {
+		cdiDirs = d.cfg.CDI.SpecDirs
+	}
 	eng, err := engine.Open(ctx, engine.Config{
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
-		Log: d.log,
+		CDIDirs: cdiDirs, Log: d.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)

@@ -49,6 +49,7 @@ type Daemon struct {
 	RootDir  string
 	StateDir string
 	NetnsDir string
+	CDIDir   string // of files that describe devices
 	LogFile  string // what it writes on standard error, over all its lives
 	Config   string // path of its configuration file
 
@@ -68,10 +69,10 @@ func (p *Place) NewDaemon(ctx context.Context, name string, tables ...string) (*
 	base := filepath.Join(p.Dir, name)
 	d := &Daemon{
 		place: p, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
-		NetnsDir: filepath.Join(p.Dir, "run", "netns"), LogFile: filepath.Join(base, "criserver.log"),
+		NetnsDir: filepath.Join(p.Dir, "run", "netns"), CDIDir: filepath.Join(base, "cdi"), LogFile: filepath.Join(base, "criserver.log"),
 		Config: filepath.Join(base, "config.toml"),
 	}
-	for _, dir := range []string{d.RootDir, d.StateDir, d.NetnsDir} {
+	for _, dir := range []string{d.RootDir, d.StateDir, d.NetnsDir, d.CDIDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -82,9 +83,11 @@ state = %q
 level = "debug"
 [workload]
 cgroup_parent = %q
+[cdi]
+spec_dirs = [%q]
 [network]
 netns_dir = %q
-`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.NetnsDir)
+`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.CDIDir, d.NetnsDir)
 	if err := os.WriteFile(d.Config, []byte(text+strings.Join(tables, "\n")), 0o644); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,35 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/criserver/criserver/engine/cdi"
+	"github.com/criserver/criserver/engine/spec"
+)
+
+// injectDevices gives a container the CDI devices that it asks for.
+func (e *Engine) injectDevices(s *specs.Spec, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	if len(e.cfg.CDIDirs) == 0 {
+		return fmt.Errorf("CDI device %s: CDI is turned off by cdi.enabled in this node's configuration: %w", names[0], errdefs.ErrFailedPrecondition)
+	}
+	if err := cdi.Inject(s, e.cfg.CDIDirs, names); err != nil {
+		return err
+	}
+	s.Version = spec.LowestVersion(s)
+	return nil
+}
+
+// CDI answers which CDI devices containers can ask for, and what is wrong with the files that describe them. It reads
+// the files. With CDI turned off the answer is empty.
+func (e *Engine) CDI() (cdi.State, error) {
+	if len(e.cfg.CDIDirs) == 0 {
+		return cdi.State{}, nil
+	}
+	return cdi.Read(e.cfg.CDIDirs)
+}
