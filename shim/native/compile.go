@@ -28,6 +28,8 @@ type input struct {
 	shm     int                              // the descriptor of the pod's shared memory; 0: none
 	proc    int                              // the descriptor of the pod's proc; 0: none
 	target  int                              // exec: the descriptor of the container's pidfd
+	program string                           // what is executed, when it is not the first argument
+	rootAt  string                           // where hooks look for the root filesystem; "": there are none that do
 	tasks   []string                         // files of v1 cgroups to join
 	unified string                           // directory of the v2 cgroup, which the stage is born in
 	filter  *seccomp.Program
@@ -40,6 +42,7 @@ type built struct {
 	plan       *plan.Plan
 	cloneflags uintptr   // namespaces that the stage is born in
 	terminal   bool      // first message: the descriptor of the pty's master, which the runner takes before it says go
+	stops      bool      // next message: all is made but the root not entered, for hooks; it waits for a byte
 	forks      bool      // next message: the pid of the process, a sibling of the stage
 	roots      []podRoot // of a pod: a message and a byte for each
 	argv       []string
@@ -76,6 +79,7 @@ func compileCreate(in *input) (*built, error) {
 		c.terminal("dev/pts/ptmx", c.root)
 		c.console()
 	}
+	b.stops = c.stopForHooks()
 	c.pivot()
 	if err := c.run(b.terminal, b.forks, true); err != nil {
 		return nil, err

@@ -62,6 +62,8 @@ func inside(args []string) int {
 		for _, f := range args[1:] {
 			fmt.Println(os.Chmod(f, 0o600))
 		}
+	case "hook":
+		return hookInside(args[1])
 	case "write":
 		if err := os.WriteFile(args[1], []byte("written"), 0o600); err != nil {
 			fmt.Println(err)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/native/seccomp"
+	"github.com/criserver/criserver/shim/native/stage"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -73,6 +74,18 @@ func TestPlans(t *testing.T) {
 			in.shm, in.proc = 8, 9
 			return compileCreate(in)
 		},
+		"create-hooks": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Hooks = everyHook()
+			in.rootAt = "/run/box/rootfs"
+			return compileCreate(in)
+		},
+		"hook": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.process = &specs.Process{Args: []string{"hook", "arg"}, Env: []string{"A=b"}}
+			in.program, in.target, in.rootAt = "/usr/bin/hook", 6, "/run/box/rootfs"
+			return compileHostHook(in), nil
+		},
 		"exec": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
 			in.target = 6
@@ -112,9 +125,18 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// everyHook are hooks of all kinds.
+func everyHook() *specs.Hooks {
+	seconds := 5
+	list := []specs.Hook{{Path: "/usr/bin/hook", Args: []string{"hook", "arg"}, Env: []string{"A=b"}, Timeout: &seconds}}
+	return &specs.Hooks{Prestart: list, CreateRuntime: list, CreateContainer: list, StartContainer: list, Poststart: list, Poststop: list} //nolint:staticcheck // deprecated, but not gone from specs
+}
+
 // A compiler never panics, and what it accepts can be encoded, whatever the spec says.
 func FuzzCompile(f *testing.F) {
-	for _, spec := range []*specs.Spec{baseSpec("run"), goldenSpec()} {
+	hooked := goldenSpec()
+	hooked.Hooks = everyHook()
+	for _, spec := range []*specs.Spec{baseSpec("run"), goldenSpec(), hooked} {
 		b, err := json.Marshal(spec)
 		if err != nil {
 			f.Fatal(err)
@@ -134,7 +156,11 @@ func FuzzCompile(f *testing.F) {
 		if validate(in) != nil {
 			return
 		}
-		for _, compile := range []func(*input) (*built, error){compileCreate, compileExec} {
+		hook := func(in *input) (*built, error) {
+			in.program, in.target = "/hook", stage.Extra
+			return compileHostHook(in), nil
+		}
+		for _, compile := range []func(*input) (*built, error){compileCreate, compileExec, hook} {
 			built, err := compile(in)
 			if err != nil {
 				continue

@@ -171,7 +171,9 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 func (c *compiler) execve() {
 	p := c.in.process
 	candidates := []string{p.Args[0]}
-	if !strings.Contains(p.Args[0], "/") {
+	if c.in.program != "" {
+		candidates[0] = c.in.program
+	} else if !strings.Contains(p.Args[0], "/") {
 		search := defaultPath
 		for _, e := range p.Env {
 			if value, ok := strings.CutPrefix(e, "PATH="); ok {

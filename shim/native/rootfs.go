@@ -54,7 +54,7 @@ func (c *compiler) rootfs() error {
 		c.OpenTree(tree, plan.Cwd, m.Source, flags)
 		c.attributes(tree, o)
 		c.emptyDirectory(m.Source)
-		c.place(tree, m.Source)
+		c.place(tree, c.rootPlace(m.Source))
 		c.root = tree
 		return nil
 	}
@@ -177,7 +177,7 @@ func (c *compiler) overlay(o overlayOptions) error {
 	}
 	c.Fsmount(c.root, fs, o.set)
 	c.Close(fs)
-	c.place(c.root, o.place())
+	c.place(c.root, c.rootPlace(o.place()))
 	return nil
 }
 
@@ -203,8 +203,9 @@ func (c *compiler) classicOverlay(o overlayOptions) error {
 		return fmt.Errorf("root: the overlay's options take %d bytes and mount(2) of this kernel takes %d: use an image with fewer layers", len(text), mountDataLimit)
 	}
 	c.Chdir(common)
-	c.Mount("overlay", o.place(), "overlay", 0, text)
-	c.Openat(c.root, plan.Cwd, o.place(), unix.O_PATH|unix.O_DIRECTORY)
+	at := c.rootPlace(o.place())
+	c.Mount("overlay", at, "overlay", 0, text)
+	c.Openat(c.root, plan.Cwd, at, unix.O_PATH|unix.O_DIRECTORY)
 	if o.set != 0 {
 		c.MountSetattr(c.root, 0, o.set, 0, 0)
 	}

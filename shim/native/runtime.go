@@ -56,6 +56,8 @@ type Mount struct {
 type Config struct {
 	ID   string
 	Spec *specs.Spec
+	// Bundle is the directory of config.json, for hooks. A relative root.path is beneath it.
+	Bundle string
 	// Rootfs is mounted as the root inside the container's mount namespace only. Nil: the directory Spec.Root.Path.
 	Rootfs *Mount
 	// Namespaces are joined by descriptor, instead of being made or opened by the path in the spec.
@@ -78,8 +80,9 @@ type Process struct {
 	// Warnings say what could not be done as the spec says and was done in the nearest way.
 	Warnings []string
 
-	run  *stage.Run
-	argv []string
+	run   *stage.Run
+	argv  []string
+	hooks *hooked // nil: none
 
 	mu        sync.Mutex
 	killable  bool // guarded by mu: Pidfd is the process, not a stage that may be forking it
@@ -92,7 +95,7 @@ func (r *Runtime) Create(ctx context.Context, c Config) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: extra, cgroup: c.Cgroup, waits: true})
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: extra, cgroup: c.Cgroup, waits: true, hooks: r.hooked(c)})
 }
 
 // Plan is the text of what Create would do.
@@ -116,6 +119,12 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 	in.rootfs = c.Rootfs
 	if in.rootfs == nil && c.Spec.Root != nil {
 		in.rootfs = &Mount{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}
+		if c.Bundle != "" {
+			in.rootfs.Source = rootPath(c.Bundle, c.Spec)
+		}
+	}
+	if HasHooks(c.Spec, Prestart, CreateRuntime, CreateContainer) {
+		in.rootAt = rootPath(c.Bundle, c.Spec)
 	}
 	for _, n := range c.Spec.Linux.Namespaces {
 		if f := c.Namespaces[n.Type]; f != nil {
@@ -191,6 +200,7 @@ type launch struct {
 	extra  []*os.File
 	cgroup *cgroup.Cgroup
 	waits  bool // for Start
+	hooks  *hooked
 }
 
 func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, error) {
@@ -216,10 +226,10 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, killable: !b.forks}
+	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, hooks: l.hooks, killable: !b.forks}
 	arrived := make(chan error, 1)
 	go func() {
-		err := p.arrive(b, l.waits)
+		err := p.arrive(ctx, b, l.waits)
 		if err != nil {
 			p.discard()
 		}
@@ -257,9 +267,20 @@ func (p *Process) cancel() {
 }
 
 // arrive follows a stage until it waits for Start, or, when it does not wait, until the program runs.
-func (p *Process) arrive(b *built, waits bool) error {
+func (p *Process) arrive(ctx context.Context, b *built, waits bool) error {
 	if b.terminal {
 		if err := p.takeConsole(); err != nil {
+			return err
+		}
+	}
+	if b.stops {
+		if _, err := p.run.Message(); err != nil {
+			return p.explain(err)
+		}
+		if err := p.hooks.run(ctx, p, Prestart, CreateRuntime, CreateContainer); err != nil {
+			return err
+		}
+		if err := p.run.Go(); err != nil {
 			return err
 		}
 	}
@@ -349,9 +370,15 @@ func (p *Process) running() error {
 // Start lets the process go and returns when its program runs. After an error the process is gone and nothing is owned.
 func (p *Process) Start(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, p.cancel)
-	err := p.run.Go()
+	err := p.hooks.run(ctx, p, StartContainer)
+	if err == nil {
+		err = p.run.Go()
+	}
 	if err == nil {
 		err = p.running()
+	}
+	if err == nil {
+		err = p.hooks.run(ctx, p, Poststart)
 	}
 	if !stop() {
 		err = ctx.Err() // it was killed

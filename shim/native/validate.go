@@ -29,6 +29,9 @@ func validate(in *input) error {
 	if !seen[specs.MountNamespace] {
 		return fmt.Errorf("linux.namespaces: a mount namespace is required: %w", errdefs.ErrInvalidArgument)
 	}
+	if err := validateHooks(spec); err != nil {
+		return err
+	}
 	for _, u := range unsupported(spec, p, seen) {
 		if u.asked {
 			return fmt.Errorf("%s is not supported: %w", u.field, errdefs.ErrNotImplemented)
@@ -48,7 +51,6 @@ func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxN
 	for _, n := range l.Namespaces {
 		mountPath = mountPath || n.Type == specs.MountNamespace && n.Path != ""
 	}
-	h := spec.Hooks
 	return []request{
 		{"linux.namespaces user", namespaces[specs.UserNamespace]},
 		{"linux.namespaces time", namespaces[specs.TimeNamespace]},
@@ -60,8 +62,6 @@ func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxN
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
-		//lint:ignore SA1019 deprecated, but not gone from specs
-		{"hooks", h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0},
 		{"process.scheduler", p.Scheduler != nil},
 		{"process.ioPriority", p.IOPriority != nil},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
