@@ -30,7 +30,9 @@ func (e *Engine) releaseProcess(ctx context.Context, r containerRecord) error {
 		return nil
 	}
 	err := e.shim(ctx, func(ctx context.Context) error {
-		return e.cfg.Shims.Delete(ctx, &api.DeleteRequest{Id: id, CgroupsPath: r.CgroupsPath})
+		return e.cfg.Shims.Delete(ctx, &api.DeleteRequest{
+			Id: id, CgroupsPath: r.CgroupsPath, Dir: e.store.containerDir(r.Container.PodID, id),
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("end the processes of container %s: %w", id, err)

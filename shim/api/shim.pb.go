@@ -739,6 +739,7 @@ type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	CgroupsPath   string                 `protobuf:"bytes,2,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`
+	Dir           string                 `protobuf:"bytes,70,opt,name=dir,proto3" json:"dir,omitempty"` // the container's, for hooks that are owed to its end although the shim does not know it (any more)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,6 +784,13 @@ func (x *DeleteRequest) GetId() string {
 func (x *DeleteRequest) GetCgroupsPath() string {
 	if x != nil {
 		return x.CgroupsPath
+	}
+	return ""
+}
+
+func (x *DeleteRequest) GetDir() string {
+	if x != nil {
+		return x.Dir
 	}
 	return ""
 }
@@ -1528,10 +1536,11 @@ const file_shim_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\"\x10\n" +
-	"\x0eSignalResponse\"B\n" +
+	"\x0eSignalResponse\"T\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
-	"\fcgroups_path\x18\x02 \x01(\tR\vcgroupsPath\"\x10\n" +
+	"\fcgroups_path\x18\x02 \x01(\tR\vcgroupsPath\x12\x10\n" +
+	"\x03dir\x18F \x01(\tR\x03dir\"\x10\n" +
 	"\x0eDeleteResponse\"y\n" +
 	"\vExecRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +

@@ -94,6 +94,8 @@ func (p *plain) newPod(context.Context, native.PodConfig) (*native.Pod, error) {
 	return nil, errdefs.ErrNotImplemented
 }
 
+func (p *plain) poststop(context.Context, native.HookConfig) error { return nil }
+
 type bench struct {
 	*Server
 	t       *testing.T

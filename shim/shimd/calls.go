@@ -26,7 +26,13 @@ func (s *Server) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteR
 	defer cancel()
 	c, err := s.find(ctx, r.Id)
 	if errdefs.IsNotFound(err) {
-		return &api.DeleteResponse{}, removeCgroup(work, r.CgroupsPath)
+		if err := removeCgroup(work, r.CgroupsPath); err != nil {
+			return nil, err
+		}
+		if r.Dir != "" {
+			s.poststop(work, r.Id, r.Dir)
+		}
+		return &api.DeleteResponse{}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -43,6 +49,9 @@ func (s *Server) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteR
 	s.advance(c, deleting)
 	if err := s.teardown(work, c); err != nil {
 		return nil, fmt.Errorf("delete container %s: %w", c.id, err)
+	}
+	if c.record.Poststop {
+		s.poststop(work, c.id, c.dir)
 	}
 	c.gone = true
 	s.forget(c)

@@ -50,6 +50,7 @@ type record struct {
 	Terminal   bool          `json:"terminal,omitempty"`
 	Stdin      bool          `json:"stdin,omitempty"`
 	Warnings   []string      `json:"warnings,omitempty"`
+	Poststop   bool          `json:"poststop,omitempty"` // hooks are owed while the file of that name is there
 }
 
 const stateFile = "state.json"

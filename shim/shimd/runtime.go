@@ -12,6 +12,8 @@ type runtime interface {
 	create(ctx context.Context, c native.Config) (*process, error)
 	exec(ctx context.Context, c native.ExecConfig) (*process, error)
 	newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error)
+	// poststop runs the hooks of a container that is gone.
+	poststop(ctx context.Context, c native.HookConfig) error
 }
 
 // process is a process that a runtime made. Who got it owns the files once start has succeeded; before, and when start
@@ -45,4 +47,8 @@ func (r nativeRuntime) exec(ctx context.Context, c native.ExecConfig) (*process,
 
 func (r nativeRuntime) newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error) {
 	return r.NewPod(ctx, c)
+}
+
+func (r nativeRuntime) poststop(ctx context.Context, c native.HookConfig) error {
+	return r.RunHooks(ctx, native.Poststop, c)
 }

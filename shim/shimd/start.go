@@ -33,12 +33,17 @@ func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResp
 	if !mine {
 		return s.started(ctx, c)
 	}
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.startLimit())
 	defer cancel()
 	if err := s.start(work, c, r); err != nil {
 		c.failure = fmt.Errorf("container %s: %w", c.id, err)
-		if err := s.teardown(work, c); err != nil {
+		undo, end := context.WithTimeout(context.WithoutCancel(ctx), deleteLimit) // the start's own time may be over
+		defer end()
+		if err := s.teardown(undo, c); err != nil {
 			s.note.Error("a start that failed leaves something behind", "container", c.id, "error", err)
+		}
+		if c.record.Poststop {
+			s.poststop(undo, c.id, c.dir)
 		}
 		s.forget(c)
 		close(c.ready)
@@ -123,10 +128,13 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		ID: c.id, PodID: r.PodId, Cgroup: spec.Linux.CgroupsPath, LogPath: r.LogPath, LogFormat: r.LogFormat,
 		Namespaces: r.PodNamespaces, Terminal: spec.Process.Terminal, Stdin: r.Stdin,
 	}
+	if err := s.readyHooks(ctx, c, spec); err != nil {
+		return err
+	}
 	if err := c.makeCgroup(ctx, spec); err != nil {
 		return err
 	}
-	config := native.Config{ID: c.id, Spec: spec, Cgroup: c.cgroup}
+	config := native.Config{ID: c.id, Spec: spec, Bundle: c.dir, Cgroup: c.cgroup}
 	if m := r.Rootfs; m != nil {
 		config.Rootfs = &native.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}
