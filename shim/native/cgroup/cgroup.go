@@ -99,24 +99,11 @@ func (c *Cgroup) Create(ctx context.Context) error {
 		}
 	}
 	r := c.resources
+	if err := c.delegateHybrid(ctx, r); err != nil {
+		return fmt.Errorf("make cgroup /%s: %w", c.rel, err)
+	}
 	if fresh {
 		r = withoutDefaultsV1(r)
-	}
-	return c.applyV1(r)
-}
-
-// Set changes the limits that resources name and leaves the others. Device rules, when there are any, replace all
-// device rules.
-func (c *Cgroup) Set(resources *specs.LinuxResources) error {
-	r, err := c.layout.resources(resources)
-	if err != nil {
-		return fmt.Errorf("cgroup /%s: %w", c.rel, err)
-	}
-	if !c.main().exists(c.rel) {
-		return c.absent(fs.ErrNotExist)
-	}
-	if c.layout.pure() {
-		return c.applyV2(r)
 	}
 	return c.applyV1(r)
 }

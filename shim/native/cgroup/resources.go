@@ -194,12 +194,9 @@ func convertNetwork(spec *specs.LinuxResources, v version, r *cgroups.Resources)
 	return nil
 }
 
-func convertUnified(spec *specs.LinuxResources, v version, r *cgroups.Resources) error {
+func convertUnified(spec *specs.LinuxResources, _ version, r *cgroups.Resources) error {
 	if len(spec.Unified) == 0 {
 		return nil
-	}
-	if v == v1 {
-		return refuse("unified", "this machine's controllers are on cgroup v1")
 	}
 	r.Unified = map[string]string{}
 	for key, value := range spec.Unified {

@@ -106,7 +106,6 @@ func TestConvertRefuses(t *testing.T) {
 		"idle 2":            {cpu(specs.LinuxCPU{Idle: new(int64(2))}), v1, errdefs.IsInvalidArgument, "cpu.idle"},
 		"idle with a share": {cpu(specs.LinuxCPU{Idle: new(int64(1)), Shares: new(uint64(5))}), v2, errdefs.IsInvalidArgument, "cpu.idle"},
 		"network v2":        {&specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: new(uint32(1))}}, v2, errdefs.IsNotImplemented, "network"},
-		"unified v1":        {&specs.LinuxResources{Unified: map[string]string{"a.b": ""}}, v1, errdefs.IsNotImplemented, "unified"},
 		"unified path":      {&specs.LinuxResources{Unified: map[string]string{"../a.b": ""}}, v2, errdefs.IsInvalidArgument, "../a.b"},
 		"unified procs":     {&specs.LinuxResources{Unified: map[string]string{"cgroup.procs": "1"}}, v2, errdefs.IsInvalidArgument, "cgroup.procs"},
 		"leaf weight":       {&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: new(uint16(10))}}, v1, errdefs.IsNotImplemented, "leafWeight"},

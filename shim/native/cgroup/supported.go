@@ -31,20 +31,20 @@ func (l *layout) resources(spec *specs.LinuxResources) (*cgroups.Resources, erro
 		return r, nil
 	}
 	for _, g := range v1Groups {
-		if g.wanted(r) && l.v1With(g.controller) == nil {
+		if g.wanted(r) && l.v1With(g.controller) == nil && !(g.controller == "hugetlb" && l.unifiedHas(g.controller)) {
 			return nil, refuse(g.field, "no "+g.controller+" controller is mounted as a v1 hierarchy")
+		}
+	}
+	for key := range r.Unified {
+		controller, _, _ := strings.Cut(key, ".")
+		if controller != "cgroup" && !l.unifiedHas(controller) {
+			return nil, refuse("unified", fmt.Sprintf("%s: this machine has no controller %s on cgroup v2", key, controller))
 		}
 	}
 	return r, l.checkSwap(r)
 }
 
-func (l *layout) hasHugetlb() bool {
-	if !l.pure() {
-		return l.v1With("hugetlb") != nil
-	}
-	available, err := l.unified.read("cgroup.controllers")
-	return err == nil && slices.Contains(strings.Fields(available), "hugetlb")
-}
+func (l *layout) hasHugetlb() bool { return l.v1With("hugetlb") != nil || l.unifiedHas("hugetlb") }
 
 // checkSwap keeps a swap limit from being asked of a kernel that does not account swap, unless the machine has no swap,
 // where "none" and "as much as you like" both hold by themselves.

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,35 +18,36 @@ type v1Group struct {
 	controller, field string
 	wanted            func(*cgroups.Resources) bool
 	set               func(h *hierarchy, rel string, r *cgroups.Resources) error
+	files             func(*cgroups.Resources) []string // that set may write; nil where it is not set back
 }
+
+var v1MemoryGroup v1fs.MemoryGroup
 
 // v1Groups are in the order in which they are set.
 var v1Groups = []v1Group{
 	{"cpuset", "cpu.cpus", func(r *cgroups.Resources) bool { return r.CpusetCpus != "" || r.CpusetMems != "" },
-		plain(&v1fs.CpusetGroup{})},
+		plain(&v1fs.CpusetGroup{}), named("cpuset.cpus", "cpuset.mems")},
 	{"devices", "devices", func(r *cgroups.Resources) bool { return !r.SkipDevices },
-		setDevices},
+		setDevices, nil},
 	{"memory", "memory", func(r *cgroups.Resources) bool {
 		return r.Memory != 0 || r.MemorySwap != 0 || r.MemoryReservation != 0 || r.OomKillDisable || r.MemorySwappiness != nil
-	}, plain(&v1fs.MemoryGroup{})},
+	}, setMemoryV1, named("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness")},
 	{"cpu", "cpu", func(r *cgroups.Resources) bool {
 		return r.CpuShares != 0 || r.CpuQuota != 0 || r.CpuPeriod != 0 || r.CpuBurst != nil || r.CPUIdle != nil ||
 			r.CpuRtPeriod != 0 || r.CpuRtRuntime != 0
-	}, setCPU},
-	{"pids", "pids", func(r *cgroups.Resources) bool { return r.PidsLimit != nil },
-		plain(&v1fs.PidsGroup{})},
-	{"blkio", "blockIO", func(r *cgroups.Resources) bool {
-		return r.BlkioWeight != 0 || len(r.BlkioWeightDevice) > 0 || len(r.BlkioThrottleReadBpsDevice) > 0 ||
-			len(r.BlkioThrottleWriteBpsDevice) > 0 || len(r.BlkioThrottleReadIOPSDevice) > 0 || len(r.BlkioThrottleWriteIOPSDevice) > 0
-	}, setBlkio},
-	{"hugetlb", "hugepageLimits", func(r *cgroups.Resources) bool { return len(r.HugetlbLimit) > 0 },
-		plain(&v1fs.HugetlbGroup{})},
+	}, setCPU, named("cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.cfs_burst_us", "cpu.idle",
+		"cpu.rt_runtime_us", "cpu.rt_period_us")},
+	{"pids", "pids", wantsPids, plain(&v1fs.PidsGroup{}), named("pids.max")},
+	{"blkio", "blockIO", wantsBlkio, setBlkio, named("blkio.weight", "blkio.bfq.weight", "blkio.bfq.weight_device",
+		"blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device",
+		"blkio.throttle.read_iops_device", "blkio.throttle.write_iops_device")},
+	{"hugetlb", "hugepageLimits", wantsHugetlb, plain(&v1fs.HugetlbGroup{}), hugetlbFiles("limit_in_bytes")},
 	{"net_cls", "network.classID", func(r *cgroups.Resources) bool { return r.NetClsClassid != 0 },
-		plain(&v1fs.NetClsGroup{})},
+		plain(&v1fs.NetClsGroup{}), named("net_cls.classid")},
 	{"net_prio", "network.priorities", func(r *cgroups.Resources) bool { return len(r.NetPrioIfpriomap) > 0 },
-		plain(&v1fs.NetPrioGroup{})},
+		plain(&v1fs.NetPrioGroup{}), named("net_prio.ifpriomap")},
 	{"rdma", "rdma", func(r *cgroups.Resources) bool { return len(r.Rdma) > 0 },
-		plain(&v1fs.RdmaGroup{})},
+		plain(&v1fs.RdmaGroup{}), named("rdma.max")},
 }
 
 // plain adapts a setter of the library, which writes into the resources that it is given.
@@ -110,17 +112,33 @@ func allowList(rules []*devices.Rule) []string {
 	return list
 }
 
-// applyV1 writes limits, only those that are set.
+// applyV1 writes limits, only those that are set: each where its controller is.
 func (c *Cgroup) applyV1(r *cgroups.Resources) error {
 	for _, g := range v1Groups {
-		if !g.wanted(r) {
-			continue
+		if !g.wanted(r) || c.layout.v1With(g.controller) == nil {
+			continue // resources has made sure that the unified hierarchy has it then
 		}
 		if err := g.set(c.layout.v1With(g.controller), c.rel, r); err != nil {
 			return fmt.Errorf("set linux.resources.%s of cgroup /%s: %w", g.field, c.rel, kind(err))
 		}
 	}
-	return nil
+	if !c.layout.wantsHybrid(r) {
+		return nil
+	}
+	return c.applyV2(r)
+}
+
+// wantsHybrid says whether a limit is to be set on the unified hierarchy although there are v1 hierarchies.
+func (l *layout) wantsHybrid(r *cgroups.Resources) bool {
+	return len(r.Unified) > 0 || wantsHugetlb(r) && l.v1With("hugetlb") == nil
+}
+
+// delegateHybrid has the unified hierarchy's controllers in the cgroup where a limit needs them.
+func (c *Cgroup) delegateHybrid(ctx context.Context, r *cgroups.Resources) error {
+	if !c.layout.wantsHybrid(r) {
+		return nil
+	}
+	return delegate(ctx, c.layout.unified, parent(c.rel))
 }
 
 // withoutDefaultsV1 leaves out what a new v1 cgroup has anyway: each write costs 5 to 10 us, and more where the kernel

@@ -5,10 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
-	"github.com/opencontainers/cgroups"
-	v2fs "github.com/opencontainers/cgroups/fs2"
 )
 
 // createV2 is Create where all controllers are on the unified hierarchy.
@@ -61,22 +57,4 @@ func delegate(ctx context.Context, h *hierarchy, rel string) error {
 		_ = h.write(control, "+"+controller) // refused ones come up in applyV2, if anybody wants them
 	}
 	return nil
-}
-
-func (c *Cgroup) applyV2(r *cgroups.Resources) error {
-	dir := c.layout.unified.path(c.rel)
-	own := *r
-	m, err := v2fs.NewManager(&cgroups.Cgroup{Resources: &own}, dir)
-	if err != nil {
-		return fmt.Errorf("cgroup /%s: %w", c.rel, err)
-	}
-	err = m.Set(&own)
-	if err == nil {
-		return nil
-	}
-	if kindOf, readErr := c.layout.unified.read(c.rel + "/cgroup.type"); readErr == nil && kindOf != "domain" {
-		return fmt.Errorf("set limits of cgroup /%s: it is %q because a cgroup above it has processes or is threaded: %w: %w",
-			c.rel, kindOf, err, errdefs.ErrFailedPrecondition)
-	}
-	return fmt.Errorf("set limits of cgroup /%s: %w", c.rel, kind(err))
 }
