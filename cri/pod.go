@@ -72,6 +72,12 @@ func podParts(pod *spec.Pod, config *runtime.PodSandboxConfig) error {
 	if pod.CgroupParent, err = cgroupParentOf(linux.GetCgroupParent()); err != nil {
 		return err
 	}
+	if pod.Resources, err = resourcesOf("config.linux.resources", linux.GetResources()); err != nil {
+		return err
+	}
+	if pod.Overhead, err = resourcesOf("config.linux.overhead", linux.GetOverhead()); err != nil {
+		return err
+	}
 	if pod.Sysctls, err = sysctlsOf(linux.GetSysctls()); err != nil {
 		return err
 	}

@@ -204,6 +204,9 @@ func TestContainerErrors(t *testing.T) {
 		"invalid config.linux.resources.unified":    func(c *runtime.ContainerConfig) { c.Linux.Resources.Unified = map[string]string{"../a.b": "1"} },
 		"invalid config.linux.resources.hugepage":   func(c *runtime.ContainerConfig) { c.Linux.Resources.HugepageLimits[0].PageSize = "" },
 
+		"invalid config.linux.resources.cpuset_cpus":              func(c *runtime.ContainerConfig) { c.Linux.Resources.CpusetCpus = "all" },
+		"invalid config.linux.resources.hugepage_limits.page_siz": func(c *runtime.ContainerConfig) { c.Linux.Resources.HugepageLimits[0].PageSize = "2 mb" },
+
 		"invalid config.mounts[0].host_path: required":      mount(func(m *runtime.Mount) { m.HostPath = "" }),
 		"invalid config.mounts[0].container_path: \"data\"": mount(func(m *runtime.Mount) { m.ContainerPath = "data" }),
 		"invalid config.mounts[0].propagation":              mount(func(m *runtime.Mount) { m.Propagation = 9 }),

@@ -128,6 +128,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	e.loops.Go(e.follow)
 	e.loops.Go(e.tidy)
+	e.loops.Go(e.finishUpdates)
 	if err := e.sweep(ctx); err != nil {
 		_ = e.Close()
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/criserver/criserver/engine/spec"
 	"github.com/criserver/criserver/internal/fsx"
 	"github.com/criserver/criserver/shim/api"
 )
@@ -97,6 +98,10 @@ func (e *Engine) execProcess(id string, argv []string) ([]byte, error) {
 	}
 	p := *process
 	p.Args, p.Terminal, p.ConsoleSize = argv, false, nil
+	if record.Container.Resources.OOMScoreAdj != 0 { // an update may have changed it since the spec was read
+		score, _ := spec.OOMScoreAdj(record.Container.Resources, e.host)
+		p.OOMScoreAdj = &score
+	}
 	data, err := json.Marshal(p)
 	if err != nil {
 		return nil, fmt.Errorf("encode the process: %w", err)

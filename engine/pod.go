@@ -64,7 +64,8 @@ func (e *Engine) checkPod(p *spec.Pod) error {
 		return bad("log directory %q: must be absolute", p.LogDirectory)
 	}
 	if p.CgroupParent == "" {
-		p.CgroupParent = e.cfg.CgroupParent
+		// Nobody has made a cgroup with the pod's limits, so it is ours to make.
+		p.CgroupParent, p.OwnCgroup = e.cfg.CgroupParent, !p.Resources.IsZero()
 	}
 	if strings.HasSuffix(p.CgroupParent, ".slice") && !strings.Contains(p.CgroupParent, "/") {
 		return bad("cgroup parent %q is in the form of systemd: use the form of cgroupfs, such as /kubepods/burstable", p.CgroupParent)
@@ -233,7 +234,7 @@ func (e *Engine) attach(ctx context.Context, p *spec.Pod) (cni.Result, error) {
 func networkRequest(p *spec.Pod) (cni.Request, error) {
 	r := cni.Request{
 		PodID: p.ID, Namespace: p.Namespace, Name: p.Name, UID: p.UID,
-		Annotations: p.Annotations, CgroupParent: p.CgroupParent,
+		Annotations: p.Annotations, CgroupParent: p.Cgroup(),
 	}
 	for _, m := range p.PortMappings {
 		if m.HostPort == 0 {
@@ -266,7 +267,10 @@ func networkRequest(p *spec.Pod) (cni.Request, error) {
 func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string, sysctls map[string]string) (*api.StartPodResponse, error) {
 	r := &api.StartPodRequest{
 		PodId: p.ID, Netns: netns, Ipc: p.OwnIPC(), Uts: p.OwnNetwork(), Pid: p.OwnPID(),
-		CgroupsPath: path.Join(p.CgroupParent, p.ID), Sysctls: sysctls,
+		CgroupsPath: path.Join(p.Cgroup(), p.ID), Sysctls: sysctls,
+	}
+	if err := e.podCgroup(r, p); err != nil {
+		return nil, err
 	}
 	if r.Uts {
 		r.Hostname = p.Hostname
@@ -274,7 +278,7 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 	if r.Ipc {
 		r.ShmSize = spec.ShmSize
 	}
-	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 {
+	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 && r.PodCgroup == "" {
 		return nil, nil
 	}
 	var answer *api.StartPodResponse

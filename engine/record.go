@@ -31,10 +31,13 @@ type podRecord struct {
 type containerRecord struct {
 	State     phase          `json:"state"`
 	Container spec.Container `json:"container"`
-	CreatedAt time.Time      `json:"createdAt"`
-	StartedAt time.Time      `json:"startedAt,omitzero"`
-	PID       int            `json:"pid,omitempty"`
-	Exit      *exitRecord    `json:"exit,omitempty"`
+	// Update is what an update that was begun will have made of Container.Resources; a daemon that dies meanwhile leaves
+	// it, and the next one carries it out.
+	Update    *spec.Resources `json:"update,omitempty"`
+	CreatedAt time.Time       `json:"createdAt"`
+	StartedAt time.Time       `json:"startedAt,omitzero"`
+	PID       int             `json:"pid,omitempty"`
+	Exit      *exitRecord     `json:"exit,omitempty"`
 
 	User          spec.User   `json:"user"`
 	StopSignal    int32       `json:"stopSignal,omitempty"`

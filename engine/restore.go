@@ -102,7 +102,7 @@ func (e *Engine) loadContainer(p podRecord, id string) containerRecord {
 	if err != nil {
 		e.log.Warn("a container without a usable record is removed", "container", id, "pod", p.Pod.ID, "error", err)
 		return containerRecord{
-			State: removing, Container: spec.Container{ID: id, PodID: p.Pod.ID}, CgroupsPath: path.Join(p.Pod.CgroupParent, id),
+			State: removing, Container: spec.Container{ID: id, PodID: p.Pod.ID}, CgroupsPath: path.Join(p.Pod.Cgroup(), id),
 		}
 	}
 	switch {

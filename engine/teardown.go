@@ -68,6 +68,11 @@ func (e *Engine) releasePod(ctx context.Context, r podRecord) error {
 	failed := make(chan error, 1)
 	go func() {
 		err := e.shim(ctx, func(ctx context.Context) error { return e.cfg.Shims.StopPod(ctx, id) })
+		if err == nil && r.Pod.OwnCgroup {
+			err = e.shim(ctx, func(ctx context.Context) error {
+				return e.cfg.Shims.Delete(ctx, &api.DeleteRequest{Id: id, CgroupsPath: r.Pod.Cgroup()})
+			})
+		}
 		if err != nil {
 			err = fmt.Errorf("let go of the namespaces of pod %s: %w", id, err)
 		}

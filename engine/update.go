@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -32,7 +33,8 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r spec.Resource
 	return nil
 }
 
-// updateContainer is the operation of UpdateContainer. The kernel's answer comes first: what it refuses is not recorded.
+// updateContainer is the operation of UpdateContainer. What is to be done is recorded first, so that it is done whoever
+// dies meanwhile; what the kernel refuses is not.
 func (e *Engine) updateContainer(ctx context.Context, id string, r spec.Resources) error {
 	record, ok := e.containerRecord(id)
 	if !ok {
@@ -42,41 +44,97 @@ func (e *Engine) updateContainer(ctx context.Context, id string, r spec.Resource
 		return fmt.Errorf("it is %s: it must be created or running: %w", record.State, errdefs.ErrFailedPrecondition)
 	}
 	merged := mergeResources(record.Container.Resources, r)
-	limits, err := spec.LinuxResources(merged, e.host)
-	if err != nil {
-		return err
-	}
-	if record.State == running {
-		if err := e.updateProcess(ctx, id, limits); err != nil {
-			return err
-		}
-	}
 	s, err := e.readSpec(record)
 	if err != nil {
 		return err
 	}
-	if s.Linux.Resources != nil {
-		limits.Devices = s.Linux.Resources.Devices
+	warnings, err := spec.Relimit(s, merged, e.host)
+	if err != nil {
+		return err
 	}
-	s.Linux.Resources = limits
+	for _, warning := range warnings {
+		e.log.Warn(warning, "container", id, "name", record.Container.Name)
+	}
+	if record.State == running {
+		if err := e.updateProcess(ctx, record, merged); err != nil {
+			return err
+		}
+	}
 	if err := fsx.ReplaceJSON(e.specPath(record), s); err != nil {
 		return fmt.Errorf("record its OCI spec: %w", err)
 	}
-	record, err = e.changeContainer(id, record.State, func(r *containerRecord) { r.Container.Resources = merged })
+	return e.saveUpdate(id, func(r *containerRecord) { r.Container.Resources, r.Update = merged, nil })
+}
+
+// saveUpdate changes and records a container that is created, runs, or has ended meanwhile.
+func (e *Engine) saveUpdate(id string, change func(*containerRecord)) error {
+	record, ok := e.containerRecord(id)
+	if !ok {
+		return errdefs.ErrNotFound
+	}
+	record, err := e.changeContainer(id, record.State, change)
+	if err != nil && record.State == exited {
+		record, err = e.changeContainer(id, exited, change)
+	}
 	if err != nil {
 		return err
 	}
 	return e.store.saveContainer(record)
 }
 
-func (e *Engine) updateProcess(ctx context.Context, id string, limits *specs.LinuxResources) error {
+// updateProcess has the shim set the limits of a container that runs: all or none of them.
+func (e *Engine) updateProcess(ctx context.Context, record containerRecord, merged spec.Resources) error {
+	id := record.Container.ID
+	limits, err := spec.LinuxResources(merged, e.host)
+	if err != nil {
+		return err
+	}
+	r := &api.UpdateRequest{Id: id}
+	if merged.OOMScoreAdj != record.Container.Resources.OOMScoreAdj {
+		score, _ := spec.OOMScoreAdj(merged, e.host)
+		r.OomScoreAdj = new(int32(score))
+	}
+	if r.Resources, err = encodeLimits(limits); err != nil {
+		return err
+	}
+	if err := e.saveUpdate(id, func(r *containerRecord) { r.Update = &merged }); err != nil {
+		return err
+	}
+	err = e.shim(ctx, func(ctx context.Context) error { return e.cfg.Shims.Update(ctx, r) })
+	if err == nil || errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		return err // what became of it is not known, so it stays to be done
+	}
+	return errors.Join(aboutProcess(id, err), e.saveUpdate(id, func(r *containerRecord) { r.Update = nil }))
+}
+
+// encodeLimits encodes limits for an update. One of memory that is too low for what is in use is to be an error: the
+// kernel of cgroup v2 would kill.
+func encodeLimits(limits *specs.LinuxResources) ([]byte, error) {
+	if limits.Memory != nil {
+		limits.Memory.CheckBeforeUpdate = new(true)
+	}
 	data, err := json.Marshal(limits)
 	if err != nil {
-		return fmt.Errorf("encode its resources: %w", err)
+		return nil, fmt.Errorf("encode its resources: %w", err)
 	}
-	return e.shim(ctx, func(ctx context.Context) error {
-		return e.cfg.Shims.Update(ctx, &api.UpdateRequest{Id: id, Resources: data})
-	})
+	return data, nil
+}
+
+// finishUpdates carries out the updates that a daemon before this one had begun.
+func (e *Engine) finishUpdates() {
+	e.mu.RLock()
+	begun := map[string]spec.Resources{}
+	for id, c := range e.containers {
+		if u := c.record.Update; u != nil && c.record.State == running {
+			begun[id] = *u
+		}
+	}
+	e.mu.RUnlock()
+	for id, r := range begun {
+		if err := e.UpdateContainer(e.ctx, id, r); err != nil {
+			e.log.Warn("an update that was begun before this daemon started cannot be carried out", "container", id, "error", err)
+		}
+	}
 }
 
 // mergeResources lays what is set in change over old.

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -112,12 +113,20 @@ func (b *builder) env() ([]string, error) {
 
 // oomScore sets the score always, since it would be inherited from the daemon otherwise.
 func (b *builder) oomScore(p *specs.Process) {
-	score := int(min(max(b.in.Container.Resources.OOMScoreAdj, -1000), 1000))
-	if floor := b.in.Host.OOMScoreAdjMin; score < floor {
-		b.warn("oom_score_adj %d is raised to %d: lowering it needs CAP_SYS_RESOURCE, which this daemon lacks", score, floor)
-		score = floor
+	score, warning := OOMScoreAdj(b.in.Container.Resources, b.in.Host)
+	if warning != "" {
+		b.warn("%s", warning)
 	}
 	p.OOMScoreAdj = &score
+}
+
+// OOMScoreAdj is the score that a process can be given of what was asked for, and, where it is another, why.
+func OOMScoreAdj(r Resources, host Host) (score int, warning string) {
+	score = int(min(max(r.OOMScoreAdj, -1000), 1000))
+	if floor := host.OOMScoreAdjMin; score < floor {
+		return floor, fmt.Sprintf("oom_score_adj %d is raised to %d: lowering it needs CAP_SYS_RESOURCE, which this daemon lacks", score, floor)
+	}
+	return score, ""
 }
 
 func (b *builder) rlimits(limits []Rlimit) error {

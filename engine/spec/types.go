@@ -2,6 +2,11 @@
 // spec. It is pure: it reads no file and makes no call, so that what a container gets is golden-tested.
 package spec
 
+import (
+	"path"
+	"reflect"
+)
+
 // Mode says whose namespace a container uses.
 type Mode string
 
@@ -89,6 +94,9 @@ type Resources struct {
 	Unified       map[string]string `json:"unified,omitempty"`
 }
 
+// IsZero says that no limit is set.
+func (r Resources) IsZero() bool { return reflect.ValueOf(r).IsZero() }
+
 // Mount is a mount that a container asks for.
 type Mount struct {
 	Source            string `json:"source"` // on the host
@@ -115,7 +123,7 @@ type Rlimit struct {
 	Hard uint64 `json:"hard"`
 }
 
-// Pod is what a client asked for, as the engine keeps it. It never changes after RunPod.
+// Pod is what a client asked for, as the engine keeps it. After RunPod only Overhead and Resources change, by UpdatePod.
 type Pod struct {
 	ID        string `json:"id"`
 	Name      string `json:"name"`
@@ -131,11 +139,24 @@ type Pod struct {
 	Annotations  map[string]string `json:"annotations,omitempty"`
 	CgroupParent string            `json:"cgroupParent,omitempty"`
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
-	Security     Security          `json:"security"`
+	// OwnCgroup says that the pod has a cgroup beneath CgroupParent that we made, see Cgroup.
+	OwnCgroup bool `json:"ownCgroup,omitempty"`
+	// Resources are the sum of the containers', Overhead is what the pod needs besides.
+	Resources Resources `json:"resources,omitzero"`
+	Overhead  Resources `json:"overhead,omitzero"`
+	Security  Security  `json:"security"`
 	// Handler is the RuntimeClass handler; "" is the native runtime.
 	Handler string `json:"handler,omitempty"`
 	// Owner is the front that made the pod: "cri" or "docker".
 	Owner string `json:"owner"`
+}
+
+// Cgroup is the path of the cgroup that the cgroups of the pod's containers are in.
+func (p *Pod) Cgroup() string {
+	if p.OwnCgroup {
+		return path.Join(p.CgroupParent, "pod"+p.ID)
+	}
+	return p.CgroupParent
 }
 
 // Container is what a client asked for, as the engine keeps it.

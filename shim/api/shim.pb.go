@@ -184,7 +184,9 @@ type StartPodRequest struct {
 	Pid           bool                   `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`                                   // make a pid namespace, with a holder as its init
 	CgroupsPath   string                 `protobuf:"bytes,7,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"` // where the holder goes, as linux.cgroupsPath of the OCI spec
 	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ShmSize       int64                  `protobuf:"varint,9,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"` // bytes of a tmpfs for /dev/shm that the containers share; 0: none
+	ShmSize       int64                  `protobuf:"varint,9,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`                // bytes of a tmpfs for /dev/shm that the containers share; 0: none
+	PodCgroup     string                 `protobuf:"bytes,30,opt,name=pod_cgroup,json=podCgroup,proto3" json:"pod_cgroup,omitempty"`          // a cgroup to make for the pod as a whole, above those of its containers; empty: none
+	PodResources  []byte                 `protobuf:"bytes,31,opt,name=pod_resources,json=podResources,proto3" json:"pod_resources,omitempty"` // its limits: linux.resources of the OCI spec, JSON
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -280,6 +282,20 @@ func (x *StartPodRequest) GetShmSize() int64 {
 		return x.ShmSize
 	}
 	return 0
+}
+
+func (x *StartPodRequest) GetPodCgroup() string {
+	if x != nil {
+		return x.PodCgroup
+	}
+	return ""
+}
+
+func (x *StartPodRequest) GetPodResources() []byte {
+	if x != nil {
+		return x.PodResources
+	}
+	return nil
 }
 
 type StartPodResponse struct {
@@ -978,7 +994,9 @@ func (x *ExecResponse) GetTimedOut() bool {
 type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`                                  // linux.resources of the OCI spec, JSON
+	OomScoreAdj   *int32                 `protobuf:"varint,30,opt,name=oom_score_adj,json=oomScoreAdj,proto3,oneof" json:"oom_score_adj,omitempty"` // for all processes of the container, as far as the kernel lets us
+	CgroupsPath   string                 `protobuf:"bytes,31,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`          // set: the cgroup of a pod is meant, and id is the pod's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1025,6 +1043,20 @@ func (x *UpdateRequest) GetResources() []byte {
 		return x.Resources
 	}
 	return nil
+}
+
+func (x *UpdateRequest) GetOomScoreAdj() int32 {
+	if x != nil && x.OomScoreAdj != nil {
+		return *x.OomScoreAdj
+	}
+	return 0
+}
+
+func (x *UpdateRequest) GetCgroupsPath() string {
+	if x != nil {
+		return x.CgroupsPath
+	}
+	return ""
 }
 
 type UpdateResponse struct {
@@ -1491,7 +1523,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
 	"keeper_pid\x18\x03 \x01(\x05R\tkeeperPid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"\xd5\x02\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\x99\x03\n" +
 	"\x0fStartPodRequest\x12\x15\n" +
 	"\x06pod_id\x18\x01 \x01(\tR\x05podId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x10\n" +
@@ -1501,7 +1533,10 @@ const file_shim_proto_rawDesc = "" +
 	"\x03pid\x18\x06 \x01(\bR\x03pid\x12!\n" +
 	"\fcgroups_path\x18\a \x01(\tR\vcgroupsPath\x12I\n" +
 	"\asysctls\x18\b \x03(\v2/.criserver.shim.v1.StartPodRequest.SysctlsEntryR\asysctls\x12\x19\n" +
-	"\bshm_size\x18\t \x01(\x03R\ashmSize\x1a:\n" +
+	"\bshm_size\x18\t \x01(\x03R\ashmSize\x12\x1d\n" +
+	"\n" +
+	"pod_cgroup\x18\x1e \x01(\tR\tpodCgroup\x12#\n" +
+	"\rpod_resources\x18\x1f \x01(\fR\fpodResources\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
@@ -1553,10 +1588,13 @@ const file_shim_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\bR\x04done\x12\x1b\n" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x1b\n" +
-	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\"=\n" +
+	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\"\x9b\x01\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\"\x10\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\x12'\n" +
+	"\room_score_adj\x18\x1e \x01(\x05H\x00R\voomScoreAdj\x88\x01\x01\x12!\n" +
+	"\fcgroups_path\x18\x1f \x01(\tR\vcgroupsPathB\x10\n" +
+	"\x0e_oom_score_adj\"\x10\n" +
 	"\x0eUpdateResponse\"n\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x1b\n" +
@@ -1688,6 +1726,7 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
+	file_shim_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

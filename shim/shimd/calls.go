@@ -2,7 +2,6 @@ package shimd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/api"
@@ -131,22 +129,6 @@ func signalAll(g *cgroup.Cgroup, signal unix.Signal) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Update sets the resources of a container.
-func (s *Server) Update(ctx context.Context, r *api.UpdateRequest) (*api.UpdateResponse, error) {
-	var resources specs.LinuxResources
-	if err := json.Unmarshal(r.Resources, &resources); err != nil {
-		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	c, err := s.find(ctx, r.Id)
-	if err != nil {
-		return nil, err
-	}
-	if c.cgroup == nil {
-		return nil, fmt.Errorf("container %s has no cgroup of its own: %w", c.id, errdefs.ErrFailedPrecondition)
-	}
-	return &api.UpdateResponse{}, c.cgroup.Set(&resources)
 }
 
 // ReopenLog opens a container's log anew, after its file was renamed.

@@ -2,6 +2,7 @@ package shimd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -120,6 +121,9 @@ func (s *Server) forgetPod(p *pod) {
 
 // startPod makes what is asked for and is not there. The caller is alone with the pod.
 func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) error {
+	if err := makePodCgroup(ctx, r); err != nil {
+		return err
+	}
 	c := missing(p, r)
 	if !c.IPC && !c.UTS && !c.PID && c.ShmSize == 0 && len(c.Sysctls) == 0 {
 		return nil
@@ -160,6 +164,22 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 		}
 	}
 	return s.link.put(p.entry())
+}
+
+// makePodCgroup makes the cgroup of the pod as a whole, if one is asked for. Whoever asked has it removed, by Delete.
+func makePodCgroup(ctx context.Context, r *api.StartPodRequest) error {
+	if r.PodCgroup == "" {
+		return nil
+	}
+	var resources specs.LinuxResources
+	if err := json.Unmarshal(r.PodResources, &resources); err != nil {
+		return fmt.Errorf("pod_resources: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	g, err := cgroup.New(r.PodCgroup, &resources)
+	if err != nil {
+		return err
+	}
+	return g.Create(ctx)
 }
 
 // missing is what a pod lacks of what is asked for. Sysctls go with the namespace that they are of.

@@ -27,18 +27,18 @@ func (l *layout) resources(spec *specs.LinuxResources) (*cgroups.Resources, erro
 		return nil, err
 	}
 	dropEmptyPools(r, l.hasHugetlb())
+	for key := range r.Unified {
+		controller, _, _ := strings.Cut(key, ".")
+		if controller != "cgroup" && !l.unifiedHas(controller) {
+			return nil, refuse("unified", fmt.Sprintf("%s: this machine has no controller %s on cgroup v2", key, controller))
+		}
+	}
 	if v == v2 {
 		return r, nil
 	}
 	for _, g := range v1Groups {
 		if g.wanted(r) && l.v1With(g.controller) == nil && !(g.controller == "hugetlb" && l.unifiedHas(g.controller)) {
 			return nil, refuse(g.field, "no "+g.controller+" controller is mounted as a v1 hierarchy")
-		}
-	}
-	for key := range r.Unified {
-		controller, _, _ := strings.Cut(key, ".")
-		if controller != "cgroup" && !l.unifiedHas(controller) {
-			return nil, refuse("unified", fmt.Sprintf("%s: this machine has no controller %s on cgroup v2", key, controller))
 		}
 	}
 	return r, l.checkSwap(r)
