@@ -127,7 +127,7 @@ func TestUpdateResources(t *testing.T) {
 	if err := c.update(asked); err != nil {
 		t.Fatal(err)
 	}
-	want := limits{strconv.Itoa(128 << 20), "50000 100000", weight("2048", "197"), "0"}
+	want := limits{strconv.Itoa(128 << 20), "50000 100000", weight("2048", "174"), "0"}
 	check := func(what string) {
 		t.Helper()
 		if got := limitsOf(t, path); got != want {
@@ -171,7 +171,7 @@ func TestUpdateBeforeStart(t *testing.T) {
 	}
 	c.start(t)
 	path := c.cgroup(t)
-	if got := limitsOf(t, path); got.memory != strconv.Itoa(32<<20) || got.weight != weight("2048", "197") {
+	if got := limitsOf(t, path); got.memory != strconv.Itoa(32<<20) || got.weight != weight("2048", "174") {
 		t.Errorf("limits are %+v", got)
 	}
 	for pid, score := range scores(t, path) {
