@@ -44,6 +44,9 @@ type Network struct {
 
 	mu      sync.Mutex
 	records map[string]*record
+
+	changingCIDRs sync.Mutex
+	toldCIDRs     []netip.Prefix // guarded by changingCIDRs
 }
 
 // New reads the records and takes over what is attached: host ports are served again, removals that were under way go
@@ -64,12 +67,13 @@ func New(ctx context.Context, cfg Config) (*Network, error) {
 	if n.records, err = n.store.load(n.dropBroken); err != nil {
 		return nil, err
 	}
+	recallCIDRs(&n.cfg)
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := n.startPlugin(ctx); err != nil {
 		n.cancel()
 		return nil, err
 	}
-	if n.lists, err = newLists(cfg); err != nil {
+	if n.lists, err = newLists(n.cfg); err != nil {
 		n.cancel()
 		if n.plugin != nil {
 			err = errors.Join(err, n.plugin.Close(false))
@@ -398,16 +402,6 @@ func (n *Network) Check(ctx context.Context, podID string) error {
 		return n.lists.check(ctx, r)
 	}
 	return nil
-}
-
-// SetPodCIDRs changes where the addresses of pods come from, such as when kubelet says what the node was given.
-// Attached pods keep theirs.
-func (n *Network) SetPodCIDRs(cidrs []netip.Prefix) error {
-	if n.cfg.Mode == ModeCNI {
-		n.lists.setCIDRs(cidrs)
-		return nil
-	}
-	return n.plugin.SetCIDRs(cidrs)
 }
 
 // Reconcile detaches the pods that are not known and removes what no record knows: namespaces, interfaces and, in

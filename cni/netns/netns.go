@@ -227,16 +227,9 @@ func (d Dir) Owner(name string) string {
 		return ""
 	}
 	defer file.Close()
-	id, err := netlink.GetNetNsIdByFd(int(file.Fd()))
+	id, err := namespaceID(int(file.Fd()))
 	if err != nil {
 		return ""
-	}
-	if id < 0 { // the kernel has not numbered it yet
-		for id = 0x4000; netlink.SetNetNsIdByFd(int(file.Fd()), id) != nil; id++ {
-			if id > 0x4fff {
-				return ""
-			}
-		}
 	}
 	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
