@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -86,17 +87,32 @@ func (*fakeRootfs) ReadFile(context.Context, string, string, int64) ([]byte, err
 func (*fakeRootfs) Prepare(context.Context, string, string) ([]mount.Mount, error) {
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=/u", "workdir=/w"}}}, nil
 }
-func (*fakeRootfs) Release(context.Context, string) error  { return nil }
+func (*fakeRootfs) Release(context.Context, string) error { return nil }
+func (*fakeRootfs) Usage(context.Context, string) (uint64, uint64, error) {
+	return 4096, 3, nil
+}
 func (*fakeRootfs) Keys(context.Context) ([]string, error) { return nil, nil }
 
-type fakeNetwork struct{ notReady error }
+type fakeNetwork struct {
+	notReady error
+	cidrs    []netip.Prefix
+}
 
 func (*fakeNetwork) Attach(context.Context, cni.Request) (cni.Result, error) {
 	return cni.Result{Netns: "/proc/self/ns/net"}, nil
 }
 func (*fakeNetwork) Detach(context.Context, string) error       { return nil }
 func (*fakeNetwork) Attached(context.Context) ([]string, error) { return nil, nil }
-func (n *fakeNetwork) Ready(context.Context) error              { return n.notReady }
+
+func (*fakeNetwork) Links(context.Context, string) ([]cni.LinkStats, error) {
+	return []cni.LinkStats{{Name: "eth0", RxBytes: 10, TxBytes: 20}, {Name: "net1"}}, nil
+}
+
+func (n *fakeNetwork) SetPodCIDRs(cidrs []netip.Prefix) error {
+	n.cidrs = cidrs
+	return nil
+}
+func (n *fakeNetwork) Ready(context.Context) error { return n.notReady }
 
 // fakeShims runs nothing; a process ends when it is signalled.
 type fakeShims struct {

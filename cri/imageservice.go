@@ -101,12 +101,12 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 	if err != nil {
 		return nil, err
 	}
-	return &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{{
-		Timestamp:  info.When.UnixNano(),
-		FsId:       &runtime.FilesystemIdentifier{Mountpoint: info.MountPoint},
-		UsedBytes:  &runtime.UInt64Value{Value: info.Bytes},
-		InodesUsed: &runtime.UInt64Value{Value: info.Inodes},
-	}}}, nil
+	// Writable layers lie on the same filesystem, beside the images.
+	layers := s.engine.LayersUsage(ctx)
+	return &runtime.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtime.FilesystemUsage{filesystem(info.MountPoint, info.When, info.Bytes, info.Inodes)},
+		ContainerFilesystems: []*runtime.FilesystemUsage{filesystem(info.MountPoint, layers.At, layers.Bytes, layers.Inodes)},
+	}, nil
 }
 
 func criImage(i image.Image) *runtime.Image {

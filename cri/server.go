@@ -40,6 +40,7 @@ type Server struct {
 type runtimeService struct {
 	runtime.UnimplementedRuntimeServiceServer
 	engine  *engine.Engine
+	root    string // the directory of writable layers
 	version string
 	info    map[string]any
 }
@@ -47,6 +48,7 @@ type runtimeService struct {
 type imageService struct {
 	runtime.UnimplementedImageServiceServer
 	images *image.Store
+	engine *engine.Engine
 }
 
 // New makes a server; it starts nothing.
@@ -55,8 +57,8 @@ func New(c Config) *Server {
 		c.Log = slog.Default()
 	}
 	return &Server{
-		runtimeService: runtimeService{engine: c.Engine, version: c.Version, info: c.Info},
-		imageService:   imageService{images: c.Images},
+		runtimeService: runtimeService{engine: c.Engine, root: c.Images.Root(), version: c.Version, info: c.Info},
+		imageService:   imageService{images: c.Images, engine: c.Engine},
 		log:            c.Log,
 	}
 }

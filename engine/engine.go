@@ -37,6 +37,7 @@ type Engine struct {
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
 	resync chan struct{} // wakes follow to ask the shim for its list
+	layers *layerMeter
 	// connected says that the shim answered when it was last asked by follow.
 	connected atomic.Bool
 
@@ -49,6 +50,7 @@ type Engine struct {
 // pod is a pod in memory. Its fields are guarded by Engine.mu.
 type pod struct {
 	record podRecord
+	rate   rate // of a cgroup that only this pod is in; it guards itself
 }
 
 // container is a container in memory. Its fields are guarded by Engine.mu, but for the channels.
@@ -64,10 +66,13 @@ type container struct {
 	released bool
 	// process is that of config.json, read when first needed by Exec, and not changed.
 	process *specs.Process
+	// rate and layer guard themselves.
+	rate  rate
+	layer layerState
 }
 
 func newContainer(r containerRecord) *container {
-	c := &container{record: r, ended: make(chan struct{}), shortened: make(chan struct{}, 1)}
+	c := &container{record: r, ended: make(chan struct{}), shortened: make(chan struct{}, 1), layer: layerState{key: r.Container.ID}}
 	if r.State == exited {
 		c.end()
 	}
@@ -122,6 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	e.layers = newLayerMeter(e.ctx, cfg.Rootfs, e.log)
 	if err := e.restore(ctx); err != nil {
 		_ = e.Close()
 		return nil, err
@@ -181,6 +187,7 @@ func (e *Engine) Close() error {
 	e.cancel()
 	<-done
 	e.loops.Wait()
+	e.layers.close()
 	return nil
 }
 

@@ -211,6 +211,20 @@ func (f fakeRootfs) Release(_ context.Context, key string) error {
 	return answer(err)
 }
 
+func (f fakeRootfs) Usage(_ context.Context, key string) (bytes, inodes uint64, err error) {
+	answer, err := f.enter("Usage")
+	if err != nil {
+		return 0, 0, err
+	}
+	f.mu.Lock()
+	known := f.layers[key]
+	f.mu.Unlock()
+	if !known {
+		return 0, 0, answer(errdefs.ErrNotFound)
+	}
+	return 4096, 3, answer(nil)
+}
+
 func (f fakeRootfs) Keys(context.Context) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -247,6 +261,17 @@ func (f fakeNetwork) Attached(context.Context) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Collect(maps.Keys(f.attached)), nil
+}
+
+func (f fakeNetwork) SetPodCIDRs([]netip.Prefix) error { return nil }
+
+func (f fakeNetwork) Links(_ context.Context, podID string) ([]cni.LinkStats, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.attached[podID] {
+		return nil, errdefs.ErrNotFound
+	}
+	return []cni.LinkStats{{Name: "eth0", RxBytes: 10, TxBytes: 20}}, nil
 }
 
 func (f fakeNetwork) Ready(context.Context) error { return nil }

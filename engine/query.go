@@ -27,16 +27,23 @@ func (e *Engine) Pod(id string) (PodStatus, error) {
 func (e *Engine) Pods(f PodFilter) []PodStatus {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var all []PodStatus
+	var found []*pod
 	for id, p := range e.pods {
 		state := p.record.State
 		if state == creating || f.State != "" && f.State != state.pod() || !strings.HasPrefix(id, f.ID) ||
-			!hasLabels(p.record.Pod.Labels, f.Labels) {
+			f.Owner != "" && f.Owner != p.record.Pod.Owner || !hasLabels(p.record.Pod.Labels, f.Labels) {
 			continue
 		}
-		all = append(all, p.status())
+		found = append(found, p)
 	}
-	slices.SortFunc(all, func(a, b PodStatus) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	if len(found) == 0 {
+		return nil
+	}
+	slices.SortFunc(found, func(a, b *pod) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
+	all := make([]PodStatus, len(found))
+	for i, p := range found {
+		all[i] = p.status()
+	}
 	return all
 }
 
@@ -55,17 +62,38 @@ func (e *Engine) Container(id string) (ContainerStatus, error) {
 func (e *Engine) Containers(f ContainerFilter) []ContainerStatus {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	var all []ContainerStatus
+	found := e.selectContainers(f)
+	if len(found) == 0 {
+		return nil
+	}
+	all := make([]ContainerStatus, len(found))
+	for i, c := range found {
+		all[i] = e.containerStatus(c)
+	}
+	return all
+}
+
+// selectContainers is Containers before anything is copied. The caller holds mu.
+func (e *Engine) selectContainers(f ContainerFilter) []*container {
+	var all []*container
 	for id, c := range e.containers {
 		state := c.record.State
 		if state == creating || f.State != "" && f.State != state.container() || !strings.HasPrefix(id, f.ID) ||
-			!strings.HasPrefix(c.record.Container.PodID, f.PodID) || !hasLabels(c.record.Container.Labels, f.Labels) {
+			!strings.HasPrefix(c.record.Container.PodID, f.PodID) || !hasLabels(c.record.Container.Labels, f.Labels) ||
+			f.Owner != "" && f.Owner != e.ownerOf(c) {
 			continue
 		}
-		all = append(all, e.containerStatus(c))
+		all = append(all, c)
 	}
-	slices.SortFunc(all, func(a, b ContainerStatus) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	slices.SortFunc(all, func(a, b *container) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
 	return all
+}
+
+func (e *Engine) ownerOf(c *container) string {
+	if p := e.pods[c.record.Container.PodID]; p != nil {
+		return p.record.Pod.Owner
+	}
+	return ""
 }
 
 func hasLabels(labels, wanted map[string]string) bool {

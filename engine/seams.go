@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,6 +30,9 @@ type Rootfs interface {
 	Prepare(ctx context.Context, key, imageID string) ([]mount.Mount, error)
 	// Release removes the writable layer. An unknown key is no error.
 	Release(ctx context.Context, key string) error
+	// Usage measures the writable layer: the bytes and inodes that it takes on disk. It may take as long as the layer is large.
+	// errdefs.ErrNotFound when there is none.
+	Usage(ctx context.Context, key string) (bytes, inodes uint64, err error)
 	// Keys lists the writable layers that exist.
 	Keys(ctx context.Context) ([]string, error)
 }
@@ -43,6 +47,11 @@ type Network interface {
 	Detach(ctx context.Context, podID string) error
 	// Attached lists the pods that have a record here, for reconciliation.
 	Attached(ctx context.Context) ([]string, error)
+	// Links reads the counters of the pod's interfaces but loopback, that with its addresses first. errdefs.ErrNotFound for a
+	// pod that is not attached.
+	Links(ctx context.Context, podID string) ([]cni.LinkStats, error)
+	// SetPodCIDRs changes where the addresses of pods attached from now on come from. It is remembered.
+	SetPodCIDRs(cidrs []netip.Prefix) error
 	// Ready is nil when pods can be attached; else the error says what is missing.
 	Ready(ctx context.Context) error
 }

@@ -114,6 +114,7 @@ type ContainerStatus struct {
 type PodFilter struct {
 	ID     string // the id or the beginning of it
 	State  PodState
+	Owner  string
 	Labels map[string]string // all of them must be equal
 }
 
@@ -122,6 +123,7 @@ type ContainerFilter struct {
 	ID     string // the id or the beginning of it
 	PodID  string // the id or the beginning of it
 	State  ContainerState
+	Owner  string            // of its pod
 	Labels map[string]string // all of them must be equal
 }
 
