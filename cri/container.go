@@ -75,9 +75,6 @@ func checkContainer(config *runtime.ContainerConfig) error {
 	if config.GetImage().GetImage() == "" {
 		return required("config.image.image")
 	}
-	if handler := config.GetImage().GetRuntimeHandler(); handler != "" && handler != nativeHandler {
-		return invalid("config.image.runtime_handler", "%q is unknown; this node has %q", handler, nativeHandler)
-	}
 	if config.GetWindows() != nil {
 		return invalid("config.windows", "this node runs Linux containers")
 	}

@@ -26,6 +26,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtime.CreateC
 	if err != nil {
 		return nil, err
 	}
+	if err := checkHandler(s.engine, "config.image.runtime_handler", r.GetConfig().GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	container, err := containerOf(r.GetConfig(), pod.Pod)
 	if err != nil {
 		return nil, err

@@ -9,20 +9,20 @@ import (
 	"github.com/criserver/criserver/image"
 )
 
-// imageName checks the image of a request.
-func imageName(r *runtime.ImageSpec) (string, error) {
+// imageName checks the image of a request. Images are the same for all handlers.
+func (s *imageService) imageName(r *runtime.ImageSpec) (string, error) {
 	if r.GetImage() == "" {
 		return "", required("image.image")
 	}
-	if handler := r.GetRuntimeHandler(); handler != "" && handler != nativeHandler {
-		return "", invalid("image.runtime_handler", "%q is unknown; this node has %q", handler, nativeHandler)
+	if err := checkHandler(s.engine, "image.runtime_handler", r.GetRuntimeHandler()); err != nil {
+		return "", err
 	}
 	return r.GetImage(), text("image.image", r.GetImage())
 }
 
 // PullImage implements ImageService.
 func (s *imageService) PullImage(ctx context.Context, r *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
-	name, err := imageName(r.GetImage())
+	name, err := s.imageName(r.GetImage())
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (s *imageService) ListImages(ctx context.Context, r *runtime.ListImagesRequ
 
 // ImageStatus implements ImageService. An image that is not here is an answer without one, not an error.
 func (s *imageService) ImageStatus(ctx context.Context, r *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
-	name, err := imageName(r.GetImage())
+	name, err := s.imageName(r.GetImage())
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *imageService) ImageStatus(ctx context.Context, r *runtime.ImageStatusRe
 
 // RemoveImage implements ImageService.
 func (s *imageService) RemoveImage(ctx context.Context, r *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
-	name, err := imageName(r.GetImage())
+	name, err := s.imageName(r.GetImage())
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,6 @@ import (
 // owner marks the engine's records that this front made.
 const owner = "cri"
 
-// nativeHandler is the name of the default runtime, besides "".
-const nativeHandler = "native"
-
 // podOf checks and translates a sandbox's configuration.
 func podOf(config *runtime.PodSandboxConfig, handler string) (spec.Pod, error) {
 	if config == nil {
@@ -27,9 +24,6 @@ func podOf(config *runtime.PodSandboxConfig, handler string) (spec.Pod, error) {
 	}
 	if meta.GetNamespace() == "" {
 		return spec.Pod{}, required("config.metadata.namespace")
-	}
-	if handler != "" && handler != nativeHandler {
-		return spec.Pod{}, invalid("runtime_handler", "%q is unknown; this node has %q", handler, nativeHandler)
 	}
 	if config.GetWindows() != nil {
 		return spec.Pod{}, invalid("config.windows", "this node runs Linux containers")

@@ -12,6 +12,9 @@ import (
 
 // RunPodSandbox implements RuntimeService.
 func (s *runtimeService) RunPodSandbox(ctx context.Context, r *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
+	if err := checkHandler(s.engine, "runtime_handler", r.GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	pod, err := podOf(r.GetConfig(), r.GetRuntimeHandler())
 	if err != nil {
 		return nil, err

@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 
+	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/engine"
 )
 
 const (
@@ -31,7 +35,7 @@ func (s *runtimeService) Status(ctx context.Context, r *runtime.StatusRequest) (
 			condition(runtime.RuntimeReady, "ShimNotReady", shim),
 			condition(runtime.NetworkReady, "NetworkNotReady", network),
 		}},
-		RuntimeHandlers: []*runtime.RuntimeHandler{handler(""), handler(nativeHandler)},
+		RuntimeHandlers: handlersOf(s.engine.Handlers()),
 		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	if !r.GetVerbose() {
@@ -60,8 +64,28 @@ func condition(kind, reason string, err error) *runtime.RuntimeCondition {
 	return &runtime.RuntimeCondition{Type: kind, Reason: reason, Message: err.Error()}
 }
 
-func handler(name string) *runtime.RuntimeHandler {
-	return &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}
+// checkHandler says whether a field names a handler of this node.
+func checkHandler(e *engine.Engine, field, name string) error {
+	err := e.CheckHandler(name)
+	if errdefs.IsInvalidArgument(err) {
+		return fmt.Errorf("%s: %w", field, err)
+	}
+	return err
+}
+
+// handlersOf says what is known of the handlers, the default one with the empty name first. One that cannot be used is
+// left out: kubelet takes what is listed for what it can have.
+func handlersOf(handlers map[string]engine.Handler) []*runtime.RuntimeHandler {
+	one := func(name string, h engine.Handler) *runtime.RuntimeHandler {
+		return &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadonly}}
+	}
+	all := []*runtime.RuntimeHandler{one("", handlers[engine.NativeHandler])}
+	for _, name := range slices.Sorted(maps.Keys(handlers)) {
+		if handlers[name].Problem == nil {
+			all = append(all, one(name, handlers[name]))
+		}
+	}
+	return all
 }
 
 // infoOf encodes what a verbose answer carries besides its fields.

@@ -154,8 +154,6 @@ func TestPodErrors(t *testing.T) {
 	}
 	_, err := podOf(nil, "")
 	expect(t, err, "invalid config: required")
-	_, err = podOf(&runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "a", Namespace: "b"}}, "kata")
-	expect(t, err, `invalid runtime_handler: "kata" is unknown`)
 }
 
 func expect(t *testing.T, err error, want string) {
@@ -180,7 +178,6 @@ func TestContainerErrors(t *testing.T) {
 	for want, change := range map[string]func(*runtime.ContainerConfig){
 		"invalid config.metadata.name: required":    func(c *runtime.ContainerConfig) { c.Metadata = nil },
 		"invalid config.image.image: required":      func(c *runtime.ContainerConfig) { c.Image = nil },
-		"invalid config.image.runtime_handler":      func(c *runtime.ContainerConfig) { c.Image.RuntimeHandler = "kata" },
 		"invalid config.windows":                    func(c *runtime.ContainerConfig) { c.Windows = &runtime.WindowsContainerConfig{} },
 		"invalid config.CDI_devices[0].name":        func(c *runtime.ContainerConfig) { c.CDIDevices = []*runtime.CDIDevice{{Name: "v/d"}} },
 		"invalid config.annotations[cdi.k8s.io/x]":  func(c *runtime.ContainerConfig) { c.Annotations["cdi.k8s.io/x"] = "v/d=1,w" },

@@ -162,6 +162,7 @@ func (c *Config) complete() error {
 	if c.DefaultSysctls == nil {
 		c.DefaultSysctls = DefaultSysctls
 	}
+	c.completeHandlers()
 	if c.ShimWait == 0 {
 		c.ShimWait = 5 * time.Second
 	}

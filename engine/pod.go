@@ -56,12 +56,13 @@ func (e *Engine) checkPod(p *spec.Pod) error {
 	switch {
 	case p.Name == "":
 		return bad("name is empty")
-	case p.Handler != "" && p.Handler != "native":
-		return bad("runtime handler %q is not configured: use \"\" or \"native\"", p.Handler)
 	case len(p.Hostname) > 64 || strings.ContainsAny(p.Hostname, "\x00\n/"):
 		return bad("hostname %q: must be of at most 64 characters, without slash or control characters", p.Hostname)
 	case p.LogDirectory != "" && !filepath.IsAbs(p.LogDirectory):
 		return bad("log directory %q: must be absolute", p.LogDirectory)
+	}
+	if err := e.CheckHandler(p.Handler); err != nil {
+		return err
 	}
 	if p.CgroupParent == "" {
 		// Nobody has made a cgroup with the pod's limits, so it is ours to make.

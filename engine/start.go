@@ -66,12 +66,16 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 
 // startProcess has the shim start a container; where the shim has lost the pod's namespaces they are made anew first.
 func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record containerRecord) (*api.StartResponse, error) {
+	runtime, err := e.runtimeOf(pod.Pod.Handler)
+	if err != nil {
+		return nil, err
+	}
 	r := &api.StartRequest{
 		Id: record.Container.ID, PodId: record.Container.PodID,
 		Dir:           e.store.containerDir(record.Container.PodID, record.Container.ID),
 		Rootfs:        &api.Mount{Type: record.Rootfs.Type, Source: record.Rootfs.Source, Options: record.Rootfs.Options},
 		PodNamespaces: record.PodNamespaces, PidTarget: record.PIDTarget,
-		LogPath: record.LogPath, Stdin: record.Container.Stdin,
+		LogPath: record.LogPath, Stdin: record.Container.Stdin, Runtime: runtime,
 	}
 	if r.LogPath != "" {
 		r.LogFormat = api.LogFormat_LOG_FORMAT_CRI
@@ -83,7 +87,7 @@ func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record contai
 			return err
 		})
 	}
-	err := start()
+	err = start()
 	if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) || len(record.PodNamespaces) == 0 {
 		return answer, err
 	}

@@ -28,6 +28,8 @@ type Config struct {
 	DefaultSysctls map[string]string
 	// CDIDirs are the directories of CDI files, later ones win; none turns CDI off.
 	CDIDirs []string
+	// Handlers are the programs that a RuntimeClass can name. Our own runtime need not be among them.
+	Handlers map[string]Handler
 	// ShimWait is how long a call waits for a dead shim to be started again; 0 is 5 s.
 	ShimWait time.Duration
 	// Log receives what an operator should know; nil is slog.Default.

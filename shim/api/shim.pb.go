@@ -497,7 +497,8 @@ type StartRequest struct {
 	PidTarget     string    `protobuf:"bytes,6,opt,name=pid_target,json=pidTarget,proto3" json:"pid_target,omitempty"` // join the pid namespace of this container
 	LogPath       string    `protobuf:"bytes,7,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
 	LogFormat     LogFormat `protobuf:"varint,8,opt,name=log_format,json=logFormat,proto3,enum=criserver.shim.v1.LogFormat" json:"log_format,omitempty"`
-	Stdin         bool      `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"` // keep the standard input open; otherwise it is /dev/null
+	Stdin         bool      `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`     // keep the standard input open; otherwise it is /dev/null
+	Runtime       *Runtime  `protobuf:"bytes,50,opt,name=runtime,proto3" json:"runtime,omitempty"` // the program that makes the container; unset: our own runtime
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -595,6 +596,82 @@ func (x *StartRequest) GetStdin() bool {
 	return false
 }
 
+func (x *StartRequest) GetRuntime() *Runtime {
+	if x != nil {
+		return x.Runtime
+	}
+	return nil
+}
+
+// Runtime is a program with runc's command line.
+type Runtime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Root          string                 `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"` // its state directory
+	SystemdCgroup bool                   `protobuf:"varint,3,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
+	Args          []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"` // before the command
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Runtime) Reset() {
+	*x = Runtime{}
+	mi := &file_shim_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Runtime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Runtime) ProtoMessage() {}
+
+func (x *Runtime) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
+func (*Runtime) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Runtime) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Runtime) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *Runtime) GetSystemdCgroup() bool {
+	if x != nil {
+		return x.SystemdCgroup
+	}
+	return false
+}
+
+func (x *Runtime) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
 type StartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -606,7 +683,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +695,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +708,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -666,7 +743,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +755,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +768,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -723,7 +800,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +812,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,21 +825,22 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_proto_rawDescGZIP(), []int{11}
 }
 
 type DeleteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	CgroupsPath   string                 `protobuf:"bytes,2,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`
-	Dir           string                 `protobuf:"bytes,70,opt,name=dir,proto3" json:"dir,omitempty"` // the container's, for hooks that are owed to its end although the shim does not know it (any more)
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	CgroupsPath string                 `protobuf:"bytes,2,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"`
+	// The container's, for hooks that are owed to its end, and for what a program has left, although the shim does not know it (any more).
+	Dir           string `protobuf:"bytes,70,opt,name=dir,proto3" json:"dir,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +852,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +865,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -819,7 +897,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +909,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +922,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{13}
 }
 
 type ExecRequest struct {
@@ -859,7 +937,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +949,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +962,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -928,7 +1006,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1018,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1031,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -1003,7 +1081,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1093,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1106,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1067,7 +1145,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1157,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1170,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 type Exit struct {
@@ -1107,7 +1185,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1197,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1210,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1176,7 +1254,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1266,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1279,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Container) GetId() string {
@@ -1247,7 +1325,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1337,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1350,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 type ListResponse struct {
@@ -1286,7 +1364,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1376,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1389,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListResponse) GetInstance() string {
@@ -1344,7 +1422,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1434,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1447,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExitsRequest) GetAfter() uint64 {
@@ -1389,7 +1467,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1479,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1492,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExitsResponse) GetSequence() uint64 {
@@ -1440,7 +1518,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1530,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1543,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1483,7 +1561,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1573,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1586,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 var File_shim_proto protoreflect.FileDescriptor
@@ -1549,7 +1627,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x05Mount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xad\x02\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xe3\x02\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06pod_id\x18\x02 \x01(\tR\x05podId\x12\x10\n" +
@@ -1561,7 +1639,13 @@ const file_shim_proto_rawDesc = "" +
 	"\blog_path\x18\a \x01(\tR\alogPath\x12;\n" +
 	"\n" +
 	"log_format\x18\b \x01(\x0e2\x1c.criserver.shim.v1.LogFormatR\tlogFormat\x12\x14\n" +
-	"\x05stdin\x18\t \x01(\bR\x05stdin\"\\\n" +
+	"\x05stdin\x18\t \x01(\bR\x05stdin\x124\n" +
+	"\aruntime\x182 \x01(\v2\x1a.criserver.shim.v1.RuntimeR\aruntime\"l\n" +
+	"\aRuntime\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\tR\x04root\x12%\n" +
+	"\x0esystemd_cgroup\x18\x03 \x01(\bR\rsystemdCgroup\x12\x12\n" +
+	"\x04args\x18\x04 \x03(\tR\x04args\"\\\n" +
 	"\rStartResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
@@ -1655,7 +1739,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_shim_proto_goTypes = []any{
 	(LogFormat)(0),            // 0: criserver.shim.v1.LogFormat
 	(*InfoRequest)(nil),       // 1: criserver.shim.v1.InfoRequest
@@ -1666,59 +1750,61 @@ var file_shim_proto_goTypes = []any{
 	(*StopPodResponse)(nil),   // 6: criserver.shim.v1.StopPodResponse
 	(*Mount)(nil),             // 7: criserver.shim.v1.Mount
 	(*StartRequest)(nil),      // 8: criserver.shim.v1.StartRequest
-	(*StartResponse)(nil),     // 9: criserver.shim.v1.StartResponse
-	(*SignalRequest)(nil),     // 10: criserver.shim.v1.SignalRequest
-	(*SignalResponse)(nil),    // 11: criserver.shim.v1.SignalResponse
-	(*DeleteRequest)(nil),     // 12: criserver.shim.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 13: criserver.shim.v1.DeleteResponse
-	(*ExecRequest)(nil),       // 14: criserver.shim.v1.ExecRequest
-	(*ExecResponse)(nil),      // 15: criserver.shim.v1.ExecResponse
-	(*UpdateRequest)(nil),     // 16: criserver.shim.v1.UpdateRequest
-	(*UpdateResponse)(nil),    // 17: criserver.shim.v1.UpdateResponse
-	(*Exit)(nil),              // 18: criserver.shim.v1.Exit
-	(*Container)(nil),         // 19: criserver.shim.v1.Container
-	(*ListRequest)(nil),       // 20: criserver.shim.v1.ListRequest
-	(*ListResponse)(nil),      // 21: criserver.shim.v1.ListResponse
-	(*ExitsRequest)(nil),      // 22: criserver.shim.v1.ExitsRequest
-	(*ExitsResponse)(nil),     // 23: criserver.shim.v1.ExitsResponse
-	(*ReopenLogRequest)(nil),  // 24: criserver.shim.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil), // 25: criserver.shim.v1.ReopenLogResponse
-	nil,                       // 26: criserver.shim.v1.StartPodRequest.SysctlsEntry
+	(*Runtime)(nil),           // 9: criserver.shim.v1.Runtime
+	(*StartResponse)(nil),     // 10: criserver.shim.v1.StartResponse
+	(*SignalRequest)(nil),     // 11: criserver.shim.v1.SignalRequest
+	(*SignalResponse)(nil),    // 12: criserver.shim.v1.SignalResponse
+	(*DeleteRequest)(nil),     // 13: criserver.shim.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 14: criserver.shim.v1.DeleteResponse
+	(*ExecRequest)(nil),       // 15: criserver.shim.v1.ExecRequest
+	(*ExecResponse)(nil),      // 16: criserver.shim.v1.ExecResponse
+	(*UpdateRequest)(nil),     // 17: criserver.shim.v1.UpdateRequest
+	(*UpdateResponse)(nil),    // 18: criserver.shim.v1.UpdateResponse
+	(*Exit)(nil),              // 19: criserver.shim.v1.Exit
+	(*Container)(nil),         // 20: criserver.shim.v1.Container
+	(*ListRequest)(nil),       // 21: criserver.shim.v1.ListRequest
+	(*ListResponse)(nil),      // 22: criserver.shim.v1.ListResponse
+	(*ExitsRequest)(nil),      // 23: criserver.shim.v1.ExitsRequest
+	(*ExitsResponse)(nil),     // 24: criserver.shim.v1.ExitsResponse
+	(*ReopenLogRequest)(nil),  // 25: criserver.shim.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil), // 26: criserver.shim.v1.ReopenLogResponse
+	nil,                       // 27: criserver.shim.v1.StartPodRequest.SysctlsEntry
 }
 var file_shim_proto_depIdxs = []int32{
-	26, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
+	27, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
 	7,  // 1: criserver.shim.v1.StartRequest.rootfs:type_name -> criserver.shim.v1.Mount
 	0,  // 2: criserver.shim.v1.StartRequest.log_format:type_name -> criserver.shim.v1.LogFormat
-	18, // 3: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
-	19, // 4: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
-	19, // 5: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
-	1,  // 6: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
-	3,  // 7: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
-	5,  // 8: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
-	8,  // 9: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
-	10, // 10: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
-	12, // 11: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
-	14, // 12: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
-	16, // 13: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
-	20, // 14: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
-	22, // 15: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
-	24, // 16: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
-	2,  // 17: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
-	4,  // 18: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
-	6,  // 19: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
-	9,  // 20: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
-	11, // 21: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
-	13, // 22: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
-	15, // 23: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
-	17, // 24: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
-	21, // 25: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
-	23, // 26: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
-	25, // 27: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
-	17, // [17:28] is the sub-list for method output_type
-	6,  // [6:17] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	9,  // 3: criserver.shim.v1.StartRequest.runtime:type_name -> criserver.shim.v1.Runtime
+	19, // 4: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
+	20, // 5: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
+	20, // 6: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
+	1,  // 7: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
+	3,  // 8: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
+	5,  // 9: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
+	8,  // 10: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
+	11, // 11: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
+	13, // 12: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
+	15, // 13: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
+	17, // 14: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
+	21, // 15: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
+	23, // 16: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
+	25, // 17: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
+	2,  // 18: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
+	4,  // 19: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
+	6,  // 20: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
+	10, // 21: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
+	12, // 22: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
+	14, // 23: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
+	16, // 24: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
+	18, // 25: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
+	22, // 26: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
+	24, // 27: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
+	26, // 28: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
+	18, // [18:29] is the sub-list for method output_type
+	7,  // [7:18] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -1726,14 +1812,14 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[15].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -120,12 +120,16 @@ func (c *compiler) mounts() error {
 // podShm attaches a copy of the mount that all containers of the pod share.
 func (c *compiler) podShm(destination string) {
 	tree := c.Reg()
+	c.copyShm(tree)
+	c.attach(tree, destination, true)
+}
+
+func (c *compiler) copyShm(tree plan.Reg) {
 	if c.in.host.CloneDetached {
 		c.OpenTree(tree, c.in.shm, "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
 	} else {
 		c.copyRoot(tree, c.in.shm)
 	}
-	c.attach(tree, destination, true)
 }
 
 // podProc attaches a proc of a pid namespace that the stage only joins, on a kernel that makes one only from inside. To enter

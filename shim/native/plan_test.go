@@ -91,6 +91,16 @@ func TestPlans(t *testing.T) {
 			in.target = 6
 			return compileExec(in)
 		},
+		"attach": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.shm, in.rootAt = 6, "/run/c/rootfs"
+			return compileAttach(in, Attachment{Rootfs: in.rootfs, Root: in.rootAt, Shm: os.Stdin, ShmAt: "/run/c/shm"})
+		},
+		"attach-old-kernel": func() (*built, error) {
+			in := goldenInput(goldenSpec(), oldKernel)
+			in.shm, in.rootAt = 6, "/run/c/rootfs"
+			return compileAttach(in, Attachment{Rootfs: in.rootfs, Root: in.rootAt, Shm: os.Stdin, ShmAt: "/run/c/shm"})
+		},
 		"pod-old-kernel": func() (*built, error) {
 			return compilePod(goldenInput(goldenSpec(), oldKernel), PodConfig{IPC: true, PID: true, ShmSize: 1 << 20})
 		},

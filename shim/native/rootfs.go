@@ -42,23 +42,32 @@ func (c *compiler) rootfs() error {
 		c.emptyDirectory(o.spare())
 		return nil
 	case "bind", "":
-		o, err := parseOptions(m.Options)
+		tree, err := c.rootTree(m)
 		if err != nil {
-			return fmt.Errorf("root: %w", err)
+			return err
 		}
-		tree := c.Reg()
-		flags := unix.OPEN_TREE_CLONE
-		if o.recursive {
-			flags |= unix.AT_RECURSIVE
-		}
-		c.OpenTree(tree, plan.Cwd, m.Source, flags)
-		c.attributes(tree, o)
 		c.emptyDirectory(m.Source)
 		c.place(tree, c.rootPlace(m.Source))
 		c.root = tree
 		return nil
 	}
 	return fmt.Errorf("root: a mount of type %q is not a root filesystem: overlay or bind is", m.Type)
+}
+
+// rootTree copies the mount of a root filesystem that is a directory of the host.
+func (c *compiler) rootTree(m *Mount) (plan.Reg, error) {
+	o, err := parseOptions(m.Options)
+	if err != nil {
+		return 0, fmt.Errorf("root: %w", err)
+	}
+	tree := c.Reg()
+	flags := unix.OPEN_TREE_CLONE
+	if o.recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	c.OpenTree(tree, plan.Cwd, m.Source, flags)
+	c.attributes(tree, o)
+	return tree, nil
 }
 
 // emptyDirectory readies what masked directories become: copies of one empty tmpfs. It lies over a directory of the host

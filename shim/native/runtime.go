@@ -427,3 +427,9 @@ func (p *Process) explain(err error) error {
 	}
 	return e
 }
+
+// End kills a child of ours, reaps it and closes its pidfd. It does not wait for long.
+func End(pidfd *os.File) { stage.End(pidfd) }
+
+// EndLater reaps a child of ours as soon as that can be done, and closes its pidfd.
+func EndLater(pidfd *os.File) { stage.EndLater(pidfd) }

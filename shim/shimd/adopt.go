@@ -76,6 +76,7 @@ func (s *Server) adoptContainer(ctx context.Context, id string, e keeper.Entry, 
 			}
 		}
 	}
+	s.loadBinary(c)
 	err := readJSON(c.dir, stateFile, &c.record)
 	if err == nil && c.record.ID != id {
 		err = fmt.Errorf("%s/%s is of container %q", c.dir, stateFile, c.record.ID)
@@ -185,6 +186,7 @@ func (s *Server) adoptDirectories(ctx context.Context, slots map[string]*slot) {
 		}
 		c := newContainer(r.ID, dir)
 		c.record = r
+		s.loadBinary(c)
 		if err := s.reopen(c); err != nil {
 			s.note.Error("the output of a container is lost", "container", c.id, "error", err)
 		}

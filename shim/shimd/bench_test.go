@@ -96,6 +96,8 @@ func (p *plain) newPod(context.Context, native.PodConfig) (*native.Pod, error) {
 
 func (p *plain) poststop(context.Context, native.HookConfig) error { return nil }
 
+func (p *plain) Attach(context.Context, native.Attachment) error { return errdefs.ErrNotImplemented }
+
 type bench struct {
 	*Server
 	t       *testing.T

@@ -24,7 +24,7 @@ func (s *Server) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteR
 	defer cancel()
 	c, err := s.find(ctx, r.Id)
 	if errdefs.IsNotFound(err) {
-		if err := removeCgroup(work, r.CgroupsPath); err != nil {
+		if err := errors.Join(s.cleanDirectory(work, r.Id, r.Dir, r.CgroupsPath), removeCgroup(work, r.CgroupsPath)); err != nil {
 			return nil, err
 		}
 		if r.Dir != "" {
@@ -65,6 +65,17 @@ func removeCgroup(ctx context.Context, path string) error {
 		return err
 	}
 	return errors.Join(g.Kill(ctx), g.Remove(ctx))
+}
+
+func killCgroup(ctx context.Context, path string) error {
+	if path == "" {
+		return nil
+	}
+	g, err := cgroup.New(path, nil)
+	if err != nil {
+		return err
+	}
+	return g.Kill(ctx)
 }
 
 // Signal sends a signal to a container's process, or to everything in its cgroup.

@@ -18,6 +18,7 @@ import (
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native/cgroup"
+	"github.com/criserver/criserver/shim/runc"
 )
 
 // state is where a container is. Server.advance changes it:
@@ -63,8 +64,9 @@ type container struct {
 	ready   chan struct{} // closed when the start has succeeded or failed
 	failure error
 	record  record
-	cgroup  *cgroup.Cgroup // nil: the workload is in the shim's own
-	pidfd   int            // -1: gone for good
+	cgroup  *cgroup.Cgroup  // nil: the workload is in the shim's own
+	binary  *runc.Container // nil: it is of our own runtime
+	pidfd   int             // -1: gone for good
 	streams []*stream
 	log     *logFile // nil: output is thrown away
 	held    holding
@@ -228,6 +230,18 @@ func (s *Server) stateOf(c *container) state {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return c.state
+}
+
+// awaits reports whether a process is a container's whose exit is not known yet.
+func (s *Server) awaits(pid int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.containers {
+		if (c.state == running || c.state == deleting) && c.exit == nil && c.record.PID == pid {
+			return true
+		}
+	}
+	return false
 }
 
 // forget takes a container off the list.

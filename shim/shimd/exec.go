@@ -20,7 +20,6 @@ import (
 	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
-	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // Exec runs a process in a container to its end. See shim.proto. When the caller goes away, the process is killed.
@@ -63,14 +62,14 @@ func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api
 		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(r.TimeoutNs), errTimeLimit)
 		defer cancel()
 	}
-	run, err := s.runtime.exec(ctx, native.ExecConfig{
+	run, err := s.runtimeOf(c).exec(ctx, native.ExecConfig{
 		Spec: spec, Process: &p, Target: target, Stdout: out.theirs[0], Stderr: out.theirs[1], Cgroup: c.cgroup,
 	})
 	out.closeTheirs()
 	switch {
 	case context.Cause(ctx) == errTimeLimit:
 		if err == nil {
-			stage.End(run.pidfd)
+			native.End(run.pidfd)
 		}
 		return &api.ExecResponse{Done: true, TimedOut: true}, nil
 	case err != nil:

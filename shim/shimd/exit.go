@@ -169,6 +169,9 @@ func (s *Server) teardown(ctx context.Context, c *container) error {
 	if c.pidfd >= 0 {
 		errs = append(errs, s.awaitEnd(ctx, c))
 	}
+	if c.binary != nil && errors.Join(errs...) == nil {
+		errs = append(errs, c.binary.Cleanup(ctx))
+	}
 	if c.cgroup != nil {
 		errs = append(errs, c.cgroup.Remove(ctx))
 	}

@@ -35,7 +35,7 @@ func (c *container) startLimit() time.Duration {
 // readyHooks makes what hooks need to be there: a place for the root filesystem, and the record that some are owed to the
 // container's end. Those that an earlier start owes, which was cut short, run first.
 func (s *Server) readyHooks(ctx context.Context, c *container, spec *specs.Spec) error {
-	if spec.Hooks == nil {
+	if spec.Hooks == nil || c.binary != nil { // a program runs them itself
 		return nil
 	}
 	s.poststop(ctx, c.id, c.dir)

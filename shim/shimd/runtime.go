@@ -7,13 +7,15 @@ import (
 	"github.com/criserver/criserver/shim/native"
 )
 
-// runtime makes processes. *native.Runtime is the one; tests have another that fails on order.
+// runtime makes processes: *native.Runtime is one, a handler another; tests have one that fails on order.
 type runtime interface {
 	create(ctx context.Context, c native.Config) (*process, error)
 	exec(ctx context.Context, c native.ExecConfig) (*process, error)
 	newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error)
 	// poststop runs the hooks of a container that is gone.
 	poststop(ctx context.Context, c native.HookConfig) error
+	// Attach is native.Runtime's.
+	Attach(ctx context.Context, a native.Attachment) error
 }
 
 // process is a process that a runtime made. Who got it owns the files once start has succeeded; before, and when start

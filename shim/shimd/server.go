@@ -50,6 +50,7 @@ type Server struct {
 	link     *link
 	watch    *watcher
 	pool     *slotPool
+	orphans  *orphans
 	instance string
 
 	mu         sync.Mutex // guards what follows and the states of containers and pods; nothing blocks while it is held
@@ -81,6 +82,7 @@ func Serve(ctx context.Context, c Config) error {
 		return err
 	}
 	defer s.watch.close()
+	removeSockets(c.State)
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}
@@ -106,6 +108,7 @@ func newServer(ctx context.Context, c Config, rt runtime, sock *os.File, keeperP
 	}
 	s.link = newLink(sock, keeperPID, func() (*os.File, int, error) { return spawnKeeper(c, watch) }, c.Log)
 	s.pool = &slotPool{hold: s.link.put}
+	s.orphans = &orphans{ctx: ctx, known: s.awaits}
 	go watch.run()
 	go s.link.run(ctx)
 	return s, nil

@@ -128,6 +128,9 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		ID: c.id, PodID: r.PodId, Cgroup: spec.Linux.CgroupsPath, LogPath: r.LogPath, LogFormat: r.LogFormat,
 		Namespaces: r.PodNamespaces, Terminal: spec.Process.Terminal, Stdin: r.Stdin,
 	}
+	if err := s.useBinary(ctx, c, r.Runtime, spec.Linux.CgroupsPath); err != nil {
+		return err
+	}
 	if err := s.readyHooks(ctx, c, spec); err != nil {
 		return err
 	}
@@ -150,7 +153,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		return err
 	}
 	config.Namespaces, config.Shm, config.Proc = shared.namespaces, shared.shm, shared.proc
-	p, err := s.runtime.create(ctx, config)
+	p, err := s.runtimeOf(c).create(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -222,6 +225,9 @@ func (c *container) makeCgroup(ctx context.Context, spec *specs.Spec) error {
 		return err
 	}
 	c.cgroup = g
+	if c.binary != nil { // the program makes it
+		return nil
+	}
 	return g.Create(ctx)
 }
 
@@ -324,7 +330,7 @@ func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint
 			// Made anew, because from Linux 6.14 on a clone into a cgroup that was once killed, from one that was not, is
 			// killed at once.
 			err := c.cgroup.Kill(ctx)
-			if err = errors.Join(err, c.cgroup.Remove(ctx)); err == nil {
+			if err = errors.Join(err, c.cgroup.Remove(ctx)); err == nil && c.binary == nil {
 				err = c.cgroup.Create(ctx)
 			}
 			if err != nil {

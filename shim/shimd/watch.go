@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/keeper"
-	"github.com/criserver/criserver/shim/native/stage"
+	"github.com/criserver/criserver/shim/native"
 )
 
 // watcher tells when processes end. One goroutine polls all pidfds, by an epoll instance that is itself in Go's poller.
@@ -145,7 +145,7 @@ func reap(pidfd int) {
 	if err != nil {
 		return
 	}
-	go stage.EndLater(os.NewFile(uintptr(own), "pidfd"))
+	go native.EndLater(os.NewFile(uintptr(own), "pidfd"))
 }
 
 // exitOf asks the kernel how a process ended that somebody else has reaped (PIDFD_INFO_EXIT, Linux 6.15).

@@ -29,6 +29,24 @@ const (
 // image is the full name of a test image.
 func image(name string) string { return registry + "/" + name }
 
+// handler is what runs the pods of all tests: our own runtime, or what E2E_HANDLER names of E2E_RUNTIMES (see package rig).
+var handler = os.Getenv("E2E_HANDLER")
+
+// useHandler makes handler another for one test.
+func useHandler(t *testing.T, name string) {
+	before := handler
+	handler = name
+	t.Cleanup(func() { handler = before })
+}
+
+// nativeOnly skips a test that asserts how our own runtime works, and not what a client is promised.
+func nativeOnly(t *testing.T) {
+	t.Helper()
+	if handler != "" && handler != "native" {
+		t.Skipf("it asserts how native works; the handler is %s", handler)
+	}
+}
+
 // sequence makes names unique over all tests.
 var sequence atomic.Int64
 
@@ -96,7 +114,7 @@ func (n *node) tryPod(t testing.TB, options ...podOption) (*pod, error) {
 	ctx, cancel := callContext()
 	defer cancel()
 	p := &pod{n: n, config: podConfig(t, n, options...)}
-	resp, err := n.d.Runtime.RunPodSandbox(ctx, &runtimev1.RunPodSandboxRequest{Config: p.config})
+	resp, err := n.d.Runtime.RunPodSandbox(ctx, &runtimev1.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
 	p.id = resp.GetPodSandboxId()
 	return p, err
 }

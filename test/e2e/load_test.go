@@ -102,7 +102,7 @@ func TestRetryJoins(t *testing.T) {
 	each(len(ids), len(ids), func(i int) {
 		ctx, cancel := callContext()
 		defer cancel()
-		resp, err := n.d.Runtime.RunPodSandbox(ctx, &runtimev1.RunPodSandboxRequest{Config: config})
+		resp, err := n.d.Runtime.RunPodSandbox(ctx, &runtimev1.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 		if err != nil {
 			t.Errorf("RunPodSandbox: %v", err)
 		}

@@ -78,6 +78,7 @@ func TestHostNamespaces(t *testing.T) {
 // TestNothingPerPod asserts the price of a pod: no process of ours, one mount on the host at most; a container adds
 // none.
 func TestNothingPerPod(t *testing.T) {
+	nativeOnly(t)
 	n := sharedNode(t)
 	before := n.rest(t)
 	const pods = 3

@@ -93,7 +93,7 @@ func (c *Config) problems() []problem {
 	}
 	c.Network.problems(add, absolute, oneOf)
 	for name, runtime := range c.Runtimes {
-		runtime.problems("runtimes."+name, add, absolute)
+		runtime.problems(name, add, absolute)
 	}
 	slices.SortStableFunc(all, func(a, b problem) int { return strings.Compare(a.key, b.key) })
 	return all
@@ -137,7 +137,29 @@ func (n *Network) problems(add func(string, string, ...any), absolute func(strin
 	}
 }
 
-func (r *Runtime) problems(at string, add func(string, string, ...any), absolute func(string, string)) {
+func (r *Runtime) problems(name string, add func(string, string, ...any), absolute func(string, string)) {
+	at := "runtimes." + name
+	const shim = "criserver runs programs with runc's command line (runc, crun, youki), and a shim of containerd speaks a protocol of containerd's own"
+	switch program := filepath.Base(r.Path); {
+	case strings.HasPrefix(name, "io.containerd."):
+		add(at, "%q names a shim of containerd: %s", name, shim)
+	case strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-._") != "" || name == "" || name[0] == '.':
+		add(at, "a name is made of lower-case letters, digits, '-', '.' and '_'") // and is one of a directory
+	case strings.HasPrefix(program, "containerd-shim"), strings.HasPrefix(r.Path, "io.containerd."):
+		add(at+".path", "%q is a shim of containerd: %s", r.Path, shim)
+	case name == NativeRuntime && r.Path != "":
+		add(at+".path", "%q: %s is criserver's own runtime; give the program a name of its own", r.Path, NativeRuntime)
+	case name != NativeRuntime && r.Path == "":
+		add(at, "names no program: set path")
+	case r.Path != "":
+		absolute(at+".path", r.Path)
+	}
+	if r.Root != "" {
+		absolute(at+".root", r.Root)
+	}
+	if r.Path == "" && (r.Root != "" || len(r.Args) > 0) {
+		add(at, "root and args are for a program that path names")
+	}
 	if r.BaseSpec != "" {
 		absolute(at+".base_spec", r.BaseSpec)
 	}
@@ -214,6 +236,7 @@ func keyLines(text []byte) map[string]int {
 		switch node.Kind {
 		case unstable.Table, unstable.ArrayTable:
 			prefix = key + "."
+			lines[key] = line
 		case unstable.KeyValue:
 			lines[prefix+key] = line
 		}

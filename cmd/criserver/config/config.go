@@ -46,6 +46,9 @@ const NativeRuntime = "native"
 
 // Runtime is what a handler does with its pods and containers.
 type Runtime struct {
+	Path                         string   `toml:"path"`
+	Root                         string   `toml:"root"`
+	Args                         []string `toml:"args"`
 	BaseSpec                     string   `toml:"base_spec"`
 	PodAnnotations               []string `toml:"pod_annotations"`
 	ContainerAnnotations         []string `toml:"container_annotations"`

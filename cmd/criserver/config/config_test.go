@@ -59,17 +59,24 @@ func TestParse(t *testing.T) {
 			},
 		},
 		"runtime": {
-			text: "[runtimes.native]\nbase_spec = '/etc/base.json'\n[runtimes.other]\npod_annotations = ['a.example/*']\n",
+			text: "[runtimes.native]\nbase_spec = '/etc/base.json'\n[runtimes.other]\npath = '/bin/other'\npod_annotations = ['a.example/*']\n",
 			check: func(c Config) bool {
 				return c.Runtimes["native"].BaseSpec == "/etc/base.json" && len(c.Runtimes) == 2
 			},
 		},
 		"other runtime only": {
-			text:  "[runtimes.other]\ncgroup_writable = true\n",
+			text:  "[runtimes.other]\npath = '/bin/other'\ncgroup_writable = true\n",
 			check: func(c Config) bool { _, ok := c.Runtimes["native"]; return ok && c.Runtimes["other"].CgroupWritable },
 		},
-		"runtime's base spec":   {text: "[runtimes.a]\nbase_spec='x'\n", want: []string{"f.toml:2: runtimes.a.base_spec"}},
-		"runtime's glob":        {text: "[runtimes.a]\npod_annotations=['[']\n", want: []string{"f.toml:2: runtimes.a.pod_annotations"}},
+		"runtime without path":  {text: "[runtimes.a]\n", want: []string{"f.toml:1: runtimes.a: names no program"}},
+		"relative runtime":      {text: "[runtimes.a]\npath='runc'\n", want: []string{"f.toml:2: runtimes.a.path: \"runc\" is not an absolute path"}},
+		"containerd's shim":     {text: "[runtimes.a]\npath='/bin/containerd-shim-kata-v2'\n", want: []string{"f.toml:2: runtimes.a.path", "is a shim of containerd"}},
+		"containerd's runtime":  {text: "[runtimes.'io.containerd.runc.v2']\npath='/bin/runc'\n", want: []string{"names a shim of containerd"}},
+		"native with a path":    {text: "[runtimes.native]\npath='/bin/runc'\n", want: []string{"f.toml:2: runtimes.native.path", "own runtime"}},
+		"native with arguments": {text: "[runtimes.native]\nargs=['--debug']\n", want: []string{"f.toml:1: runtimes.native: root and args"}},
+		"runtime's name":        {text: "[runtimes.'a/b']\npath='/bin/runc'\n", want: []string{"runtimes.a/b", "a name is made of"}},
+		"runtime's base spec":   {text: "[runtimes.a]\npath='/a'\nbase_spec='x'\n", want: []string{"f.toml:3: runtimes.a.base_spec"}},
+		"runtime's glob":        {text: "[runtimes.a]\npath='/a'\npod_annotations=['[']\n", want: []string{"f.toml:3: runtimes.a.pod_annotations"}},
 		"unknown key":           {text: "root = '/a'\nrooot = '/b'\n", want: []string{"f.toml:2:1: rooot: unknown key"}},
 		"unknown key in table":  {text: "[network]\n\nmodus = 'cni'\n", want: []string{"f.toml:3:1: network.modus: unknown key"}},
 		"unknown table":         {text: "[networks]\nmode = 'cni'\n", want: []string{"f.toml:1:", "networks", "unknown key"}},

@@ -151,7 +151,8 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
-		CDIDirs: cdiDirs, Log: d.log,
+		Handlers: handlersOf(ctx, d.cfg, d.log),
+		CDIDirs:  cdiDirs, Log: d.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)

@@ -37,7 +37,13 @@ func (p *Place) build(ctx context.Context) error {
 	}
 	if p.ImagesDir == "" {
 		p.ImagesDir = filepath.Join(root, "hack", "cache", "images")
-		return run(ctx, root, p.TestImages, "build", "-o", p.ImagesDir)
+		if err := run(ctx, root, p.TestImages, "build", "-o", p.ImagesDir); err != nil {
+			return err
+		}
+	}
+	if p.Runtimes == "" {
+		p.Runtimes = "runc=" + filepath.Join(root, "hack", "cache", "bin", "runc")
+		return run(ctx, root, filepath.Join(root, "hack", "tools", "runc", "build"))
 	}
 	return nil
 }

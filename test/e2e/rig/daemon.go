@@ -88,6 +88,11 @@ spec_dirs = [%q]
 [network]
 netns_dir = %q
 `, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.CDIDir, d.NetnsDir)
+	for one := range strings.SplitSeq(p.Runtimes, ",") {
+		if name, path, ok := strings.Cut(one, "="); ok {
+			text += fmt.Sprintf("[runtimes.%s]\npath = %q\n", name, path)
+		}
+	}
 	if err := os.WriteFile(d.Config, []byte(text+strings.Join(tables, "\n")), 0o644); err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ const (
 	EnvBinDir     = "E2E_BIN_DIR"    // criserver, criserver-shim, criserver-keeper
 	EnvTestImages = "E2E_TESTIMAGES" // the program hack/testimages
 	EnvImagesDir  = "E2E_IMAGES_DIR" // the image layout that it made
+	EnvRuntimes   = "E2E_RUNTIMES"   // programs with runc's command line: NAME=PATH, comma separated
 )
 
 // Between the three runs of the program.
@@ -48,6 +49,7 @@ type Place struct {
 	BinDir       string
 	TestImages   string
 	ImagesDir    string
+	Runtimes     string // handlers that daemons have besides native, as NAME=PATH, comma separated
 	CgroupParent string // "/criserver-rig-..."; removed afterwards
 }
 
@@ -71,6 +73,7 @@ func Isolate() *Place {
 func placeAt(dir string) *Place {
 	return &Place{
 		Dir: dir, BinDir: os.Getenv(EnvBinDir), TestImages: os.Getenv(EnvTestImages), ImagesDir: os.Getenv(EnvImagesDir),
+		Runtimes:     os.Getenv(EnvRuntimes),
 		CgroupParent: "/" + filepath.Base(dir),
 	}
 }
@@ -99,7 +102,7 @@ func outerStage() (int, error) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), envStage+"=init", envDir+"="+dir,
-		EnvBinDir+"="+p.BinDir, EnvTestImages+"="+p.TestImages, EnvImagesDir+"="+p.ImagesDir)
+		EnvBinDir+"="+p.BinDir, EnvTestImages+"="+p.TestImages, EnvImagesDir+"="+p.ImagesDir, EnvRuntimes+"="+p.Runtimes)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,

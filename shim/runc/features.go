@@ -1,0 +1,49 @@
+package runc
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"slices"
+	"time"
+)
+
+// Features are what a program says of itself (`runc features`), as far as a client of ours can be told.
+type Features struct {
+	// Known is false for a program that does not have the command: nothing can be said of it then.
+	Known bool
+	// RecursiveReadonly: a mount can be made read-only with all that is mounted below it ("rro").
+	RecursiveReadonly bool
+	// Version is the newest version of the OCI runtime spec that it takes; "" when it does not say.
+	Version string
+}
+
+// probeLimit bounds a probe.
+const probeLimit = 10 * time.Second
+
+// Probe asks a program for its features. A program that cannot be run is an error; one that has no such command is not.
+func Probe(ctx context.Context, path string) (Features, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	// Every one of them has --version. It tells one without the command from a file that is no such program.
+	if err := exec.CommandContext(ctx, path, "--version").Run(); err != nil {
+		return Features{}, fmt.Errorf("%s --version: %w", path, err)
+	}
+	text, err := exec.CommandContext(ctx, path, "features").Output()
+	if err != nil {
+		return Features{}, ctx.Err()
+	}
+	return parseFeatures(text), nil
+}
+
+func parseFeatures(text []byte) Features {
+	var said struct {
+		Max          string   `json:"ociVersionMax"`
+		MountOptions []string `json:"mountOptions"`
+	}
+	if json.Unmarshal(text, &said) != nil {
+		return Features{}
+	}
+	return Features{Known: true, RecursiveReadonly: slices.Contains(said.MountOptions, "rro"), Version: said.Max}
+}

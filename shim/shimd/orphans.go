@@ -1,0 +1,108 @@
+package shimd
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/keeper"
+)
+
+// orphans makes the shim a child subreaper while a program is at work that makes a process for it: the program ends, and
+// the process must become our child and not the keeper's. Otherwise the shim is none, and what a container in the host's pid
+// namespace leaves behind goes to the keeper, who reaps all that ends. What comes to us by chance, in that short time, is
+// reaped here, a little later.
+type orphans struct {
+	ctx   context.Context    // sweeping ends with it
+	known func(pid int) bool // a process that somebody here will reap
+
+	mu       sync.Mutex // guards what follows; nothing blocks while it is held
+	expected int
+	sweeping bool
+}
+
+const (
+	// sweepAfter is how long an ended child is left to who may be about to reap it.
+	sweepAfter = 5 * time.Second
+	// sweepEvery is how often strays are looked for.
+	sweepEvery = 30 * time.Second
+)
+
+// expect makes orphans come here until the function that it answers with is called.
+func (o *orphans) expect() (done func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.expected == 0 {
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	}
+	o.expected++
+	if !o.sweeping {
+		o.sweeping = true
+		go o.sweep()
+	}
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.expected--; o.expected == 0 {
+			_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+		}
+	}
+}
+
+// sweep reaps strays for as long as the shim lives, once there can be any.
+func (o *orphans) sweep() {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-o.ctx.Done():
+			return
+		}
+		s, err := keeper.Wait(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+		if err != nil || s.PID == 0 {
+			continue // nobody has ended who was not reaped
+		}
+		ended := zombies(os.Getpid())
+		select {
+		case <-time.After(sweepAfter):
+		case <-o.ctx.Done():
+		}
+		for pid, fd := range ended {
+			if !o.known(pid) {
+				_, _ = keeper.Wait(unix.P_PIDFD, fd, unix.WEXITED|unix.WNOHANG)
+			}
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// zombies opens a pidfd for each child of a process that has ended and was not reaped.
+func zombies(parent int) map[int]int {
+	names, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	found := map[int]int{}
+	for _, n := range names {
+		pid, err := strconv.Atoi(n.Name())
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile("/proc/" + n.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		if fields := statFields(string(stat)); len(fields) < 2 || fields[0] != "Z" || fields[1] != strconv.Itoa(parent) {
+			continue
+		}
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			found[pid] = fd
+		}
+	}
+	return found
+}
