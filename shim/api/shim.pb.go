@@ -1069,6 +1069,255 @@ func (x *ExecResponse) GetTimedOut() bool {
 	return false
 }
 
+// StreamOpen begins an ExecStream or an Attach.
+type StreamOpen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Process       []byte                 `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"` // ExecStream: the OCI process, JSON, as in ExecRequest; consoleSize is the first size of its terminal
+	Stdin         bool                   `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout        bool                   `protobuf:"varint,4,opt,name=stdout,proto3" json:"stdout,omitempty"` // a terminal's output is stdout
+	Stderr        bool                   `protobuf:"varint,5,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	StdinOnce     bool                   `protobuf:"varint,6,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"` // Attach with stdin: when it ends, so does the container's standard input, unless that is a terminal
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamOpen) Reset() {
+	*x = StreamOpen{}
+	mi := &file_shim_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamOpen) ProtoMessage() {}
+
+func (x *StreamOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
+func (*StreamOpen) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StreamOpen) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StreamOpen) GetProcess() []byte {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *StreamOpen) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *StreamOpen) GetStdout() bool {
+	if x != nil {
+		return x.Stdout
+	}
+	return false
+}
+
+func (x *StreamOpen) GetStderr() bool {
+	if x != nil {
+		return x.Stderr
+	}
+	return false
+}
+
+func (x *StreamOpen) GetStdinOnce() bool {
+	if x != nil {
+		return x.StdinOnce
+	}
+	return false
+}
+
+// StreamInput is what the caller sends. The first message has open and nothing else.
+type StreamInput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Open          *StreamOpen            `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
+	Stdin         []byte                 `protobuf:"bytes,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinEnd      bool                   `protobuf:"varint,3,opt,name=stdin_end,json=stdinEnd,proto3" json:"stdin_end,omitempty"` // no more of it comes; the stream goes on
+	Width         uint32                 `protobuf:"varint,4,opt,name=width,proto3" json:"width,omitempty"`                       // of the terminal, in characters, together with height
+	Height        uint32                 `protobuf:"varint,5,opt,name=height,proto3" json:"height,omitempty"`
+	Taken         uint32                 `protobuf:"varint,6,opt,name=taken,proto3" json:"taken,omitempty"` // so many messages with output were passed on since this was said last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamInput) Reset() {
+	*x = StreamInput{}
+	mi := &file_shim_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamInput) ProtoMessage() {}
+
+func (x *StreamInput) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamInput.ProtoReflect.Descriptor instead.
+func (*StreamInput) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *StreamInput) GetOpen() *StreamOpen {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *StreamInput) GetStdin() []byte {
+	if x != nil {
+		return x.Stdin
+	}
+	return nil
+}
+
+func (x *StreamInput) GetStdinEnd() bool {
+	if x != nil {
+		return x.StdinEnd
+	}
+	return false
+}
+
+func (x *StreamInput) GetWidth() uint32 {
+	if x != nil {
+		return x.Width
+	}
+	return 0
+}
+
+func (x *StreamInput) GetHeight() uint32 {
+	if x != nil {
+		return x.Height
+	}
+	return 0
+}
+
+func (x *StreamInput) GetTaken() uint32 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+// StreamOutput is what the shim sends. The first message is empty: the process runs, or the caller is attached. Each side may
+// have api.Window messages with bytes on the way that the other has not taken, so that a slow reader on either end holds back
+// the writer on the other and nobody else.
+type StreamOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Taken         uint32                 `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"`                       // so many messages with stdin were passed on since this was said last
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`                         // the last message
+	ExitCode      int32                  `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // with done, of ExecStream
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamOutput) Reset() {
+	*x = StreamOutput{}
+	mi := &file_shim_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamOutput) ProtoMessage() {}
+
+func (x *StreamOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamOutput.ProtoReflect.Descriptor instead.
+func (*StreamOutput) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *StreamOutput) GetStdout() []byte {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *StreamOutput) GetStderr() []byte {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *StreamOutput) GetTaken() uint32 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *StreamOutput) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *StreamOutput) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
 type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1081,7 +1330,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1342,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1355,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1145,7 +1394,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1406,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1419,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 type Exit struct {
@@ -1185,7 +1434,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1446,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1459,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1254,7 +1503,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1515,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1528,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Container) GetId() string {
@@ -1325,7 +1574,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1586,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1599,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 type ListResponse struct {
@@ -1364,7 +1613,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1625,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1638,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListResponse) GetInstance() string {
@@ -1422,7 +1671,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1683,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1696,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExitsRequest) GetAfter() uint64 {
@@ -1467,7 +1716,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1728,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1741,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExitsResponse) GetSequence() uint64 {
@@ -1518,7 +1767,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1779,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1792,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1561,7 +1810,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1822,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1835,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
 var File_shim_proto protoreflect.FileDescriptor
@@ -1673,6 +1922,28 @@ const file_shim_proto_rawDesc = "" +
 	"\x04done\x18\x03 \x01(\bR\x04done\x12\x1b\n" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x1b\n" +
 	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\"\x9b\x01\n" +
+	"\n" +
+	"StreamOpen\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aprocess\x18\x02 \x01(\fR\aprocess\x12\x14\n" +
+	"\x05stdin\x18\x03 \x01(\bR\x05stdin\x12\x16\n" +
+	"\x06stdout\x18\x04 \x01(\bR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x05 \x01(\bR\x06stderr\x12\x1d\n" +
+	"\n" +
+	"stdin_once\x18\x06 \x01(\bR\tstdinOnce\"\xb7\x01\n" +
+	"\vStreamInput\x121\n" +
+	"\x04open\x18\x01 \x01(\v2\x1d.criserver.shim.v1.StreamOpenR\x04open\x12\x14\n" +
+	"\x05stdin\x18\x02 \x01(\fR\x05stdin\x12\x1b\n" +
+	"\tstdin_end\x18\x03 \x01(\bR\bstdinEnd\x12\x14\n" +
+	"\x05width\x18\x04 \x01(\rR\x05width\x12\x16\n" +
+	"\x06height\x18\x05 \x01(\rR\x06height\x12\x14\n" +
+	"\x05taken\x18\x06 \x01(\rR\x05taken\"\x85\x01\n" +
+	"\fStreamOutput\x12\x16\n" +
+	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x14\n" +
+	"\x05taken\x18\x03 \x01(\rR\x05taken\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x1b\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCode\"\x9b\x01\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tresources\x18\x02 \x01(\fR\tresources\x12'\n" +
@@ -1712,7 +1983,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x11ReopenLogResponse*4\n" +
 	"\tLogFormat\x12\x13\n" +
 	"\x0fLOG_FORMAT_NONE\x10\x00\x12\x12\n" +
-	"\x0eLOG_FORMAT_CRI\x10\x012\xe7\x06\n" +
+	"\x0eLOG_FORMAT_CRI\x10\x012\x89\b\n" +
 	"\x04Shim\x12G\n" +
 	"\x04Info\x12\x1e.criserver.shim.v1.InfoRequest\x1a\x1f.criserver.shim.v1.InfoResponse\x12S\n" +
 	"\bStartPod\x12\".criserver.shim.v1.StartPodRequest\x1a#.criserver.shim.v1.StartPodResponse\x12P\n" +
@@ -1720,7 +1991,10 @@ const file_shim_proto_rawDesc = "" +
 	"\x05Start\x12\x1f.criserver.shim.v1.StartRequest\x1a .criserver.shim.v1.StartResponse\x12M\n" +
 	"\x06Signal\x12 .criserver.shim.v1.SignalRequest\x1a!.criserver.shim.v1.SignalResponse\x12M\n" +
 	"\x06Delete\x12 .criserver.shim.v1.DeleteRequest\x1a!.criserver.shim.v1.DeleteResponse\x12I\n" +
-	"\x04Exec\x12\x1e.criserver.shim.v1.ExecRequest\x1a\x1f.criserver.shim.v1.ExecResponse0\x01\x12M\n" +
+	"\x04Exec\x12\x1e.criserver.shim.v1.ExecRequest\x1a\x1f.criserver.shim.v1.ExecResponse0\x01\x12Q\n" +
+	"\n" +
+	"ExecStream\x12\x1e.criserver.shim.v1.StreamInput\x1a\x1f.criserver.shim.v1.StreamOutput(\x010\x01\x12M\n" +
+	"\x06Attach\x12\x1e.criserver.shim.v1.StreamInput\x1a\x1f.criserver.shim.v1.StreamOutput(\x010\x01\x12M\n" +
 	"\x06Update\x12 .criserver.shim.v1.UpdateRequest\x1a!.criserver.shim.v1.UpdateResponse\x12G\n" +
 	"\x04List\x12\x1e.criserver.shim.v1.ListRequest\x1a\x1f.criserver.shim.v1.ListResponse\x12J\n" +
 	"\x05Exits\x12\x1f.criserver.shim.v1.ExitsRequest\x1a .criserver.shim.v1.ExitsResponse\x12V\n" +
@@ -1739,7 +2013,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_shim_proto_goTypes = []any{
 	(LogFormat)(0),            // 0: criserver.shim.v1.LogFormat
 	(*InfoRequest)(nil),       // 1: criserver.shim.v1.InfoRequest
@@ -1758,53 +2032,61 @@ var file_shim_proto_goTypes = []any{
 	(*DeleteResponse)(nil),    // 14: criserver.shim.v1.DeleteResponse
 	(*ExecRequest)(nil),       // 15: criserver.shim.v1.ExecRequest
 	(*ExecResponse)(nil),      // 16: criserver.shim.v1.ExecResponse
-	(*UpdateRequest)(nil),     // 17: criserver.shim.v1.UpdateRequest
-	(*UpdateResponse)(nil),    // 18: criserver.shim.v1.UpdateResponse
-	(*Exit)(nil),              // 19: criserver.shim.v1.Exit
-	(*Container)(nil),         // 20: criserver.shim.v1.Container
-	(*ListRequest)(nil),       // 21: criserver.shim.v1.ListRequest
-	(*ListResponse)(nil),      // 22: criserver.shim.v1.ListResponse
-	(*ExitsRequest)(nil),      // 23: criserver.shim.v1.ExitsRequest
-	(*ExitsResponse)(nil),     // 24: criserver.shim.v1.ExitsResponse
-	(*ReopenLogRequest)(nil),  // 25: criserver.shim.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil), // 26: criserver.shim.v1.ReopenLogResponse
-	nil,                       // 27: criserver.shim.v1.StartPodRequest.SysctlsEntry
+	(*StreamOpen)(nil),        // 17: criserver.shim.v1.StreamOpen
+	(*StreamInput)(nil),       // 18: criserver.shim.v1.StreamInput
+	(*StreamOutput)(nil),      // 19: criserver.shim.v1.StreamOutput
+	(*UpdateRequest)(nil),     // 20: criserver.shim.v1.UpdateRequest
+	(*UpdateResponse)(nil),    // 21: criserver.shim.v1.UpdateResponse
+	(*Exit)(nil),              // 22: criserver.shim.v1.Exit
+	(*Container)(nil),         // 23: criserver.shim.v1.Container
+	(*ListRequest)(nil),       // 24: criserver.shim.v1.ListRequest
+	(*ListResponse)(nil),      // 25: criserver.shim.v1.ListResponse
+	(*ExitsRequest)(nil),      // 26: criserver.shim.v1.ExitsRequest
+	(*ExitsResponse)(nil),     // 27: criserver.shim.v1.ExitsResponse
+	(*ReopenLogRequest)(nil),  // 28: criserver.shim.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil), // 29: criserver.shim.v1.ReopenLogResponse
+	nil,                       // 30: criserver.shim.v1.StartPodRequest.SysctlsEntry
 }
 var file_shim_proto_depIdxs = []int32{
-	27, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
+	30, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
 	7,  // 1: criserver.shim.v1.StartRequest.rootfs:type_name -> criserver.shim.v1.Mount
 	0,  // 2: criserver.shim.v1.StartRequest.log_format:type_name -> criserver.shim.v1.LogFormat
 	9,  // 3: criserver.shim.v1.StartRequest.runtime:type_name -> criserver.shim.v1.Runtime
-	19, // 4: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
-	20, // 5: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
-	20, // 6: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
-	1,  // 7: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
-	3,  // 8: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
-	5,  // 9: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
-	8,  // 10: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
-	11, // 11: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
-	13, // 12: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
-	15, // 13: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
-	17, // 14: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
-	21, // 15: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
-	23, // 16: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
-	25, // 17: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
-	2,  // 18: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
-	4,  // 19: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
-	6,  // 20: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
-	10, // 21: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
-	12, // 22: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
-	14, // 23: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
-	16, // 24: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
-	18, // 25: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
-	22, // 26: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
-	24, // 27: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
-	26, // 28: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
-	18, // [18:29] is the sub-list for method output_type
-	7,  // [7:18] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	17, // 4: criserver.shim.v1.StreamInput.open:type_name -> criserver.shim.v1.StreamOpen
+	22, // 5: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
+	23, // 6: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
+	23, // 7: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
+	1,  // 8: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
+	3,  // 9: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
+	5,  // 10: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
+	8,  // 11: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
+	11, // 12: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
+	13, // 13: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
+	15, // 14: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
+	18, // 15: criserver.shim.v1.Shim.ExecStream:input_type -> criserver.shim.v1.StreamInput
+	18, // 16: criserver.shim.v1.Shim.Attach:input_type -> criserver.shim.v1.StreamInput
+	20, // 17: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
+	24, // 18: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
+	26, // 19: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
+	28, // 20: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
+	2,  // 21: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
+	4,  // 22: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
+	6,  // 23: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
+	10, // 24: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
+	12, // 25: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
+	14, // 26: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
+	16, // 27: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
+	19, // 28: criserver.shim.v1.Shim.ExecStream:output_type -> criserver.shim.v1.StreamOutput
+	19, // 29: criserver.shim.v1.Shim.Attach:output_type -> criserver.shim.v1.StreamOutput
+	21, // 30: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
+	25, // 31: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
+	27, // 32: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
+	29, // 33: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
+	21, // [21:34] is the sub-list for method output_type
+	8,  // [8:21] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -1812,14 +2094,14 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[16].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -15,6 +15,8 @@ type ShimService interface {
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	Exec(context.Context, *ExecRequest, Shim_ExecServer) error
+	ExecStream(context.Context, Shim_ExecStreamServer) error
+	Attach(context.Context, Shim_AttachServer) error
 	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
@@ -32,6 +34,50 @@ type shimExecServer struct {
 
 func (x *shimExecServer) Send(m *ExecResponse) error {
 	return x.StreamServer.SendMsg(m)
+}
+
+type Shim_ExecStreamServer interface {
+	Send(*StreamOutput) error
+	Recv() (*StreamInput, error)
+	ttrpc.StreamServer
+}
+
+type shimExecStreamServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimExecStreamServer) Send(m *StreamOutput) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+func (x *shimExecStreamServer) Recv() (*StreamInput, error) {
+	m := new(StreamInput)
+	if err := x.StreamServer.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+type Shim_AttachServer interface {
+	Send(*StreamOutput) error
+	Recv() (*StreamInput, error)
+	ttrpc.StreamServer
+}
+
+type shimAttachServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimAttachServer) Send(m *StreamOutput) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+func (x *shimAttachServer) Recv() (*StreamInput, error) {
+	m := new(StreamInput)
+	if err := x.StreamServer.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
@@ -120,6 +166,20 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				StreamingClient: false,
 				StreamingServer: true,
 			},
+			"ExecStream": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					return nil, svc.ExecStream(ctx, &shimExecStreamServer{stream})
+				},
+				StreamingClient: true,
+				StreamingServer: true,
+			},
+			"Attach": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					return nil, svc.Attach(ctx, &shimAttachServer{stream})
+				},
+				StreamingClient: true,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -132,6 +192,8 @@ type ShimClient interface {
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	Exec(context.Context, *ExecRequest) (Shim_ExecClient, error)
+	ExecStream(context.Context) (Shim_ExecStreamClient, error)
+	Attach(context.Context) (Shim_AttachClient, error)
 	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
@@ -219,6 +281,74 @@ type shimExecClient struct {
 
 func (x *shimExecClient) Recv() (*ExecResponse, error) {
 	m := new(ExecResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *shimClient) ExecStream(ctx context.Context) (Shim_ExecStreamClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: true,
+		StreamingServer: true,
+	}, "criserver.shim.v1.Shim", "ExecStream", nil)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimExecStreamClient{stream}
+	return x, nil
+}
+
+type Shim_ExecStreamClient interface {
+	Send(*StreamInput) error
+	Recv() (*StreamOutput, error)
+	ttrpc.ClientStream
+}
+
+type shimExecStreamClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimExecStreamClient) Send(m *StreamInput) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *shimExecStreamClient) Recv() (*StreamOutput, error) {
+	m := new(StreamOutput)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *shimClient) Attach(ctx context.Context) (Shim_AttachClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: true,
+		StreamingServer: true,
+	}, "criserver.shim.v1.Shim", "Attach", nil)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimAttachClient{stream}
+	return x, nil
+}
+
+type Shim_AttachClient interface {
+	Send(*StreamInput) error
+	Recv() (*StreamOutput, error)
+	ttrpc.ClientStream
+}
+
+type shimAttachClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimAttachClient) Send(m *StreamInput) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *shimAttachClient) Recv() (*StreamOutput, error) {
+	m := new(StreamOutput)
 	if err := x.ClientStream.RecvMsg(m); err != nil {
 		return nil, err
 	}

@@ -155,6 +155,8 @@ func (s *Server) ReopenLog(ctx context.Context, r *api.ReopenLogRequest) (*api.R
 		return &api.ReopenLogResponse{}, nil
 	}
 	err = c.log.replace(ctx, func(f *os.File) error {
+		c.puts <- struct{}{}
+		defer func() { <-c.puts }()
 		fd := int(f.Fd())
 		e := c.held.entry(c.entry(), "log", fd)
 		if err := s.link.put(e); err != nil {

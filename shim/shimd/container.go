@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"weak"
 
@@ -78,6 +79,7 @@ type container struct {
 
 	deletes chan struct{} // held by the Delete at work, which owns gone
 	gone    bool
+	puts    chan struct{} // held while the keeper is told of a change of held, so that the last one told is the last one made
 
 	// guarded by Server.mu:
 	state   state
@@ -86,7 +88,7 @@ type container struct {
 }
 
 func newContainer(id, dir string) *container {
-	return &container{id: id, dir: dir, pidfd: -1, ready: make(chan struct{}), ended: make(chan struct{}), deletes: make(chan struct{}, 1)}
+	return &container{id: id, dir: dir, pidfd: -1, ready: make(chan struct{}), ended: make(chan struct{}), deletes: make(chan struct{}, 1), puts: make(chan struct{}, 1)}
 }
 
 func (c *container) key() string { return "c/" + c.id }
@@ -129,6 +131,36 @@ func (h *holding) replace(name string, fd int, f *os.File) {
 			h.fds[i], h.files[i] = fd, f
 		}
 	}
+}
+
+// copy answers with a descriptor of its own for the file with this name, or nil when there is none.
+func (h *holding) copy(name string) (*os.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.names {
+		if h.names[i] != name {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(h.fds[i]), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("copy the descriptor of %s: %w", name, err)
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	}
+	return nil, nil
+}
+
+// remove takes the file with this name out of the set; it is the caller's then. Nil when there is none.
+func (h *holding) remove(name string) *os.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := slices.Index(h.names, name)
+	if i < 0 {
+		return nil
+	}
+	f := h.files[i]
+	h.names, h.fds, h.files = slices.Delete(h.names, i, i+1), slices.Delete(h.fds, i, i+1), slices.Delete(h.files, i, i+1)
+	return f
 }
 
 // close closes all but the one called except.

@@ -33,37 +33,75 @@ func (s *Server) Exec(ctx context.Context, r *api.ExecRequest, to api.Shim_ExecS
 
 // execute is Exec without the transport; send is never called concurrently.
 func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
-	var p specs.Process
-	if err := json.Unmarshal(r.Process, &p); err != nil {
-		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if len(p.Args) == 0 || p.Args[0] == "" {
-		return nil, fmt.Errorf("process.args is empty: %w", errdefs.ErrInvalidArgument)
-	}
-	c, target, err := s.runningPidfd(ctx, r.Id)
+	process, err := parseProcess(r.Process)
 	if err != nil {
 		return nil, err
 	}
-	defer target.Close()
-	spec, err := c.loadSpec()
-	if err != nil {
-		return nil, err
-	}
-	if p.OOMScoreAdj == nil {
-		p.OOMScoreAdj = spec.Process.OOMScoreAdj
-	}
-	out, err := newOutput(p.Terminal)
-	if err != nil {
-		return nil, err
-	}
-	defer out.close()
 	if r.TimeoutNs > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(r.TimeoutNs), errTimeLimit)
 		defer cancel()
 	}
+	code, err := s.runExec(ctx, &execution{id: r.Id, process: process, to: &sink{send: send, limit: r.OutputLimit}})
+	if errors.Is(err, errTimeLimit) {
+		return &api.ExecResponse{Done: true, TimedOut: true, ExitCode: int32(code)}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &api.ExecResponse{Done: true, ExitCode: int32(code)}, nil
+}
+
+func parseProcess(text []byte) (*specs.Process, error) {
+	var p specs.Process
+	if err := json.Unmarshal(text, &p); err != nil {
+		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return nil, fmt.Errorf("process.args is empty: %w", errdefs.ErrInvalidArgument)
+	}
+	return &p, nil
+}
+
+// execution is a process to run in a container.
+type execution struct {
+	id      string
+	process *specs.Process
+	to      receiver // of its output
+	stdin   bool     // give it a pipe for standard input, unless it has a terminal; otherwise that is /dev/null
+	// started is called once the process runs, with the other end of that pipe, or its terminal. It may be nil.
+	started func(input, console *os.File)
+}
+
+// receiver takes output. write may be called concurrently for the two streams; after close it drops what comes.
+type receiver interface {
+	write(stream int, b []byte)
+	// progress is how many bytes were taken, and whether a write has waited for the other side since it was asked last.
+	progress() (taken int64, waited bool)
+	close()
+}
+
+// runExec runs a process to its end. When ctx ends it is killed; the error is errTimeLimit when that was why.
+func (s *Server) runExec(ctx context.Context, x *execution) (code int, err error) {
+	c, target, err := s.runningPidfd(ctx, x.id)
+	if err != nil {
+		return 0, err
+	}
+	defer target.Close()
+	spec, err := c.loadSpec()
+	if err != nil {
+		return 0, err
+	}
+	if x.process.OOMScoreAdj == nil {
+		x.process.OOMScoreAdj = spec.Process.OOMScoreAdj
+	}
+	out, err := newOutput(x.process.Terminal, x.stdin)
+	if err != nil {
+		return 0, err
+	}
+	defer out.close()
 	run, err := s.runtimeOf(c).exec(ctx, native.ExecConfig{
-		Spec: spec, Process: &p, Target: target, Stdout: out.theirs[0], Stderr: out.theirs[1], Cgroup: c.cgroup,
+		Spec: spec, Process: x.process, Target: target, Stdin: out.theirs[2], Stdout: out.theirs[0], Stderr: out.theirs[1], Cgroup: c.cgroup,
 	})
 	out.closeTheirs()
 	switch {
@@ -71,11 +109,11 @@ func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api
 		if err == nil {
 			native.End(run.pidfd)
 		}
-		return &api.ExecResponse{Done: true, TimedOut: true}, nil
+		return 0, errTimeLimit
 	case err != nil:
-		return nil, fmt.Errorf("container %s: %w", c.id, err)
+		return 0, fmt.Errorf("container %s: %w", c.id, err)
 	}
-	return s.follow(ctx, c, run, out, r, send)
+	return s.follow(ctx, c, run, out, x)
 }
 
 // errTimeLimit is why the context of an exec ended when it was the exec's own limit.
@@ -87,7 +125,7 @@ var execs atomic.Uint64
 const endLimit = time.Second
 
 // follow reads what a process prints and waits for its end.
-func (s *Server) follow(ctx context.Context, c *container, run *process, out *output, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
+func (s *Server) follow(ctx context.Context, c *container, run *process, out *output, x *execution) (code int, err error) {
 	defer run.pidfd.Close()
 	pidfd := int(run.pidfd.Fd())
 	key := "e/" + strconv.FormatUint(execs.Add(1), 10)
@@ -96,7 +134,7 @@ func (s *Server) follow(ctx context.Context, c *container, run *process, out *ou
 		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		hasEnded(pidfd, time.Second)
 		reap(pidfd)
-		return nil, err
+		return 0, err
 	}
 	// A shim that comes after this one ends the process (endExec).
 	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, Extra: c.record.Cgroup, FDs: []int{pidfd}}); err != nil {
@@ -108,31 +146,47 @@ func (s *Server) follow(ctx context.Context, c *container, run *process, out *ou
 			s.note.Warn("the terminal of an exec is not read", "container", c.id, "error", err)
 		}
 	}
-	sink := &sink{send: send, limit: r.OutputLimit}
-	done := out.read(sink)
+	defer x.to.close()
+	if x.started != nil {
+		x.started(out.input, out.console)
+	}
+	done := out.read(x.to)
 
-	answer := &api.ExecResponse{Done: true}
 	select {
-	case code := <-ended:
-		answer.ExitCode = int32(code)
+	case code = <-ended:
 	case <-ctx.Done():
 		killTree(c.cgroup, run.pid, pidfd)
 		select {
-		case code := <-ended:
-			answer.ExitCode = int32(code)
+		case code = <-ended:
 		case <-time.After(endLimit):
 		}
-		if context.Cause(ctx) != errTimeLimit {
-			return nil, ctx.Err()
+		err = context.Cause(ctx)
+		if err != errTimeLimit {
+			return 0, ctx.Err()
 		}
-		answer.TimedOut = true
 	}
-	select {
-	case <-done:
-	case <-time.After(drainLimit): // somebody has inherited the pipe
+	drainTo(ctx, done, x.to)
+	return code, err
+}
+
+// leftover bounds what is read after the end of an exec's process: pipes hold less, so more is from those that it left behind.
+const leftover = 256 << 10
+
+// drainTo waits until all output has been read. Somebody may have inherited the pipe: then it waits as long as its
+// receiver lags.
+func drainTo(ctx context.Context, done <-chan struct{}, to receiver) {
+	first, _ := to.progress()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(drainLimit):
+		}
+		taken, waited := to.progress()
+		if ctx.Err() != nil || !waited || taken-first > leftover {
+			return
+		}
 	}
-	sink.close()
-	return answer, nil
 }
 
 // exit reaps a process when it ends and passes its exit code on.
@@ -234,16 +288,18 @@ func descendants(g *cgroup.Cgroup, pid int) map[int]int {
 
 // output is the pipes, or the terminal, of an exec.
 type output struct {
-	ours   []*os.File // in the poller
-	theirs [2]*os.File
+	ours    []*os.File // in the poller
+	theirs  [3]*os.File
+	input   *os.File // nil: there is none
+	console *os.File // nil: there is none
 }
 
-func newOutput(terminal bool) (*output, error) {
+func newOutput(terminal, stdin bool) (*output, error) {
 	o := &output{}
 	if terminal {
 		return o, nil
 	}
-	for i := range o.theirs {
+	for i := range 2 {
 		r, w, err := os.Pipe()
 		if err != nil {
 			o.close()
@@ -253,6 +309,15 @@ func newOutput(terminal bool) (*output, error) {
 		w.Fd()
 		o.ours, o.theirs[i] = append(o.ours, r), w
 	}
+	if stdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			o.close()
+			return nil, err
+		}
+		r.Fd()
+		o.theirs[2], o.input = r, w
+	}
 	return o, nil
 }
 
@@ -261,7 +326,7 @@ func (o *output) useConsole(console *os.File) error {
 	if err != nil {
 		return err
 	}
-	o.ours = []*os.File{f}
+	o.ours, o.console = []*os.File{f}, f
 	return console.Close()
 }
 
@@ -279,10 +344,13 @@ func (o *output) close() {
 	for _, f := range o.ours {
 		_ = f.Close()
 	}
+	if o.input != nil {
+		_ = o.input.Close()
+	}
 }
 
 // read passes on what comes until every writer has closed, or close. The channel is closed then.
-func (o *output) read(to *sink) <-chan struct{} {
+func (o *output) read(to receiver) <-chan struct{} {
 	var all sync.WaitGroup
 	for i, f := range o.ours {
 		all.Go(func() {
@@ -337,6 +405,12 @@ func (s *sink) write(stream int, b []byte) {
 	if s.send(m) != nil { // the caller is gone; its context says so
 		s.failed = true
 	}
+}
+
+func (s *sink) progress() (int64, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent[0] + s.sent[1], false
 }
 
 func (s *sink) close() {

@@ -23,6 +23,7 @@ type stream struct {
 	slot   *slot
 	direct bool          // splice is not possible: a read goes straight to the slot
 	done   chan struct{} // closed when all was read and logged
+	taps   tapList
 }
 
 // adopt takes over the slot that an earlier shim's stream had. The error says what is lost.
@@ -52,6 +53,10 @@ func (s *stream) run() {
 				s.note.Error("output is not read any more", "stream", s.key, "error", err)
 			}
 			break
+		}
+		if s.taps.any() {
+			fill := s.slot.word().fill
+			s.taps.write(s.slot.data()[fill-n : fill])
 		}
 		s.log.drain(s.slot, s.name, false)
 		s.release()
@@ -159,6 +164,9 @@ func (s *stream) discard() {
 			n, err := syscall.Read(int(fd), *b)
 			if err == syscall.EAGAIN {
 				return false
+			}
+			if n > 0 && s.taps.any() {
+				s.taps.write((*b)[:n])
 			}
 			more = n > 0 || err == syscall.EINTR
 			return true
