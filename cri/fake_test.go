@@ -114,6 +114,10 @@ func (n *fakeNetwork) SetPodCIDRs(cidrs []netip.Prefix) error {
 }
 func (n *fakeNetwork) Ready(context.Context) error { return n.notReady }
 
+func (*fakeNetwork) Dial(context.Context, string, uint16) (net.Conn, error) {
+	return nil, errdefs.ErrFailedPrecondition
+}
+
 // fakeShims runs nothing; a process ends when it is signalled.
 type fakeShims struct {
 	mu       sync.Mutex
@@ -166,6 +170,12 @@ func (s *fakeShims) Delete(_ context.Context, r *api.DeleteRequest) error {
 func (s *fakeShims) Exec(_ context.Context, r *api.ExecRequest, output func(stdout, stderr []byte)) (*api.ExecResponse, error) {
 	return s.exec(r, output)
 }
+func (s *fakeShims) ExecStream(context.Context, *api.StreamOpen, api.Streams) (int, error) {
+	return 0, nil
+}
+
+func (s *fakeShims) Attach(context.Context, *api.StreamOpen, api.Streams) error { return nil }
+
 func (s *fakeShims) Update(context.Context, *api.UpdateRequest) error { return nil }
 
 func (s *fakeShims) List(context.Context) (*api.ListResponse, error) {

@@ -37,18 +37,12 @@ func (e *Engine) Exec(ctx context.Context, id string, argv []string, timeout tim
 }
 
 func (e *Engine) exec(ctx context.Context, id string, argv []string, timeout time.Duration) (ExecResult, error) {
-	process, err := e.execProcess(id, argv)
+	process, err := e.execProcess(id, argv, nil)
 	if err != nil {
 		return ExecResult{}, err
 	}
-	// An exec may not be repeated, so a dead shim is waited for before rather than after.
-	if !e.connected.Load() {
-		if err := e.shim(ctx, func(ctx context.Context) error {
-			_, err := e.cfg.Shims.Info(ctx)
-			return err
-		}); err != nil {
-			return ExecResult{}, err
-		}
+	if err := e.awaitShim(ctx); err != nil {
+		return ExecResult{}, err
 	}
 	r := &api.ExecRequest{Id: id, Process: process, TimeoutNs: int64(timeout), OutputLimit: ExecOutputLimit}
 	var stdout, stderr bytes.Buffer
@@ -65,13 +59,24 @@ func (e *Engine) exec(ctx context.Context, id string, argv []string, timeout tim
 	return ExecResult{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), ExitCode: int(answer.ExitCode)}, nil
 }
 
+// awaitShim waits for a dead shim before a call that may not be repeated.
+func (e *Engine) awaitShim(ctx context.Context) error {
+	if e.connected.Load() {
+		return nil
+	}
+	return e.shim(ctx, func(ctx context.Context) error {
+		_, err := e.cfg.Shims.Info(ctx)
+		return err
+	})
+}
+
 // keep appends as much as the limit allows, whatever the shim sends.
 func keep(b *bytes.Buffer, data []byte) {
 	b.Write(data[:min(len(data), ExecOutputLimit-b.Len())])
 }
 
-// execProcess is the container's own process with other arguments and without a terminal.
-func (e *Engine) execProcess(id string, argv []string) ([]byte, error) {
+// execProcess is the container's own process with other arguments and, unless one is given, without a terminal.
+func (e *Engine) execProcess(id string, argv []string, terminal *Terminal) ([]byte, error) {
 	e.mu.RLock()
 	c := e.containers[id]
 	var record containerRecord
@@ -97,10 +102,13 @@ func (e *Engine) execProcess(id string, argv []string) ([]byte, error) {
 		e.mu.Unlock()
 	}
 	p := *process
-	p.Args, p.Terminal, p.ConsoleSize = argv, false, nil
+	p.Args, p.Terminal, p.ConsoleSize = argv, terminal != nil, nil
 	if record.Container.Resources.OOMScoreAdj != 0 { // an update may have changed it since the spec was read
 		score, _ := spec.OOMScoreAdj(record.Container.Resources, e.host)
 		p.OOMScoreAdj = &score
+	}
+	if terminal != nil {
+		terminal.apply(&p)
 	}
 	data, err := json.Marshal(p)
 	if err != nil {

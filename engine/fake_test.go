@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -274,6 +275,14 @@ func (f fakeNetwork) Links(_ context.Context, podID string) ([]cni.LinkStats, er
 	return []cni.LinkStats{{Name: "eth0", RxBytes: 10, TxBytes: 20}}, nil
 }
 
+func (f fakeNetwork) Dial(context.Context, string, uint16) (net.Conn, error) {
+	answer, err := f.enter("Dial")
+	if err != nil {
+		return nil, err
+	}
+	return nil, answer(nil)
+}
+
 func (f fakeNetwork) Ready(context.Context) error { return nil }
 
 // The shim.
@@ -384,6 +393,24 @@ func (f fakeShims) Exec(_ context.Context, r *api.ExecRequest, output func(stdou
 	output([]byte(strings.Repeat("x", 10)), nil)
 	output(nil, r.Process)
 	return &api.ExecResponse{Done: true, ExitCode: 3, TimedOut: r.TimeoutNs == 1}, answer(nil)
+}
+
+func (f fakeShims) ExecStream(_ context.Context, r *api.StreamOpen, s api.Streams) (int, error) {
+	answer, err := f.reach("ExecStream")
+	if err != nil {
+		return 0, err
+	}
+	_, _ = s.Stdout.Write(r.Process)
+	return 7, answer(nil)
+}
+
+func (f fakeShims) Attach(_ context.Context, r *api.StreamOpen, s api.Streams) error {
+	answer, err := f.reach("Attach")
+	if err != nil {
+		return err
+	}
+	_, _ = s.Stdout.Write([]byte(r.Id))
+	return answer(nil)
 }
 
 func (f fakeShims) Update(context.Context, *api.UpdateRequest) error {

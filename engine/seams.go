@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"net"
 	"net/netip"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -52,6 +53,9 @@ type Network interface {
 	Links(ctx context.Context, podID string) ([]cni.LinkStats, error)
 	// SetPodCIDRs changes where the addresses of pods attached from now on come from. It is remembered.
 	SetPodCIDRs(cidrs []netip.Prefix) error
+	// Dial connects to a TCP port on the loopback addresses of an attached pod. errdefs.ErrNotFound when the pod is not
+	// attached, errdefs.ErrFailedPrecondition when nothing listens.
+	Dial(ctx context.Context, podID string, port uint16) (net.Conn, error)
 	// Ready is nil when pods can be attached; else the error says what is missing.
 	Ready(ctx context.Context) error
 }
@@ -67,6 +71,9 @@ type Shims interface {
 	Delete(ctx context.Context, r *api.DeleteRequest) error
 	// Exec calls output, never concurrently, with each piece of output; the answer carries the exit code and no output.
 	Exec(ctx context.Context, r *api.ExecRequest, output func(stdout, stderr []byte)) (*api.ExecResponse, error)
+	// ExecStream and Attach pass on streams, see api.Streams; they are never repeated.
+	ExecStream(ctx context.Context, r *api.StreamOpen, s api.Streams) (exitCode int, err error)
+	Attach(ctx context.Context, r *api.StreamOpen, s api.Streams) error
 	Update(ctx context.Context, r *api.UpdateRequest) error
 	List(ctx context.Context) (*api.ListResponse, error)
 	// Exits blocks until there is news after the sequence, the context ends, or the connection breaks (ErrUnavailable).

@@ -1,8 +1,8 @@
 // Package netns makes network namespaces and pins them by bind mounts.
 //
-// A namespace is made by a thread that ends with it, so no thread of this process is ever left in one, and none
-// enters one later: what is configured in a namespace is configured through a netlink socket that was opened in it
-// when it was made.
+// A namespace is made by a thread that ends with it, and so is a socket in one (DialTCP): no thread of this process is ever
+// left in one. Nothing else enters one: what is configured in a namespace is configured through a netlink socket that was
+// opened in it when it was made.
 package netns
 
 import (
