@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/engine"
 	"github.com/criserver/criserver/image"
 )
@@ -25,6 +26,10 @@ type Config struct {
 	Version string
 	// Info is shown by a verbose Status, each value as JSON.
 	Info map[string]any
+	// Streams serves the URLs of Exec, Attach and PortForward; nil: there are none. StreamIdle is how long a session may be
+	// silent; 0: for good. The server is the caller's to close.
+	Streams    *streaming.Server
+	StreamIdle time.Duration
 	// Log gets each call at level debug; nil is slog.Default.
 	Log *slog.Logger
 }
@@ -43,6 +48,9 @@ type runtimeService struct {
 	root    string // the directory of writable layers
 	version string
 	info    map[string]any
+	log     *slog.Logger
+	streams *streaming.Server
+	idle    time.Duration
 }
 
 type imageService struct {
@@ -56,10 +64,16 @@ func New(c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Streams != nil {
+		quietKlog(c.Log)
+	}
 	return &Server{
-		runtimeService: runtimeService{engine: c.Engine, root: c.Images.Root(), version: c.Version, info: c.Info},
-		imageService:   imageService{images: c.Images, engine: c.Engine},
-		log:            c.Log,
+		runtimeService: runtimeService{
+			engine: c.Engine, root: c.Images.Root(), version: c.Version, info: c.Info,
+			log: c.Log, streams: c.Streams, idle: c.StreamIdle,
+		},
+		imageService: imageService{images: c.Images, engine: c.Engine},
+		log:          c.Log,
 	}
 }
 

@@ -183,7 +183,7 @@ func TestCodes(t *testing.T) {
 	_, err = f.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: "nope"})
 	wantCode(t, "pod status", err, codes.NotFound, "nope")
 	_, err = f.Attach(ctx, &runtime.AttachRequest{})
-	wantCode(t, "attach", err, codes.Unimplemented, "Attach")
+	wantCode(t, "attach", err, codes.InvalidArgument, "container_id")
 
 	for what, call := range map[string]func() error{
 		"pod_sandbox_id StopPodSandbox":   func() error { _, err := f.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{}); return err },

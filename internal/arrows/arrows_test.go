@@ -38,7 +38,8 @@ var rules = map[string][]string{
 
 // foreign says which of our directories alone may import a module of others directly.
 var foreign = map[string][]string{
-	"k8s.io/cri-api/": {"cri", "test", "hack"},
+	"k8s.io/cri-api/":       {"cri", "test", "hack"},
+	"k8s.io/cri-streaming/": {"cri"},
 }
 
 type listed struct {

@@ -92,6 +92,7 @@ func (c *Config) problems() []problem {
 		absolute("cdi.spec_dirs", dir)
 	}
 	c.Network.problems(add, absolute, oneOf)
+	c.Streaming.problems(add, absolute)
 	for name, runtime := range c.Runtimes {
 		runtime.problems(name, add, absolute)
 	}

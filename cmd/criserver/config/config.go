@@ -35,7 +35,9 @@ type Config struct {
 	Workload Workload `toml:"workload"`
 	Image    Image    `toml:"image"`
 	Network  Network  `toml:"network"`
-	CDI      CDI      `toml:"cdi"`
+
+	Streaming Streaming `toml:"streaming"`
+	CDI       CDI       `toml:"cdi"`
 
 	// Runtimes are the settings of each handler that a pod's RuntimeClass may name. NativeRuntime is always there.
 	Runtimes map[string]Runtime `toml:"runtimes"`

@@ -107,6 +107,10 @@ func TestParse(t *testing.T) {
 		"seccomp":               {text: "[workload]\nunset_seccomp = 'localhost'\n", want: []string{"workload.unset_seccomp"}},
 		"layers":                {text: "[image]\nparallel = 0\n", want: []string{"image.parallel"}},
 		"log":                   {text: "[log]\nlevel='loud'\nformat='xml'\n", want: []string{"f.toml:2: log.level", "f.toml:3: log.format"}},
+		"streaming address":     {text: "[streaming]\naddress='localhost'\n", want: []string{"f.toml:2: streaming.address", "IP address"}},
+		"streaming port":        {text: "[streaming]\nport=65536\n", want: []string{"f.toml:2: streaming.port"}},
+		"streaming without key": {text: "[streaming]\ntls_cert='/c'\n", want: []string{"f.toml:2: streaming.tls_cert", "tls_key"}},
+		"token for good":        {text: "[streaming]\ntoken_lifetime='0s'\n", want: []string{"f.toml:2: streaming.token_lifetime"}},
 		"relative shim program": {text: "[shim]\nshim='bin/shim'\n", want: []string{"f.toml:2: shim.shim"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -107,8 +107,13 @@ func Start(ctx context.Context, cfg config.Config, o Options) (_ *Daemon, err er
 	if err := network.Reconcile(ctx, podsOf(eng)); err != nil {
 		d.log.Warn("not all leftovers of the network could be removed", "error", err)
 	}
+	streams, err := d.openStreams()
+	if err != nil {
+		return nil, err
+	}
 	return d, d.serve(cri.New(cri.Config{
 		Engine: eng, Images: images, Version: o.Version, Log: d.log, Info: map[string]any{"config": cfg},
+		Streams: streams, StreamIdle: time.Duration(cfg.Streaming.IdleTimeout),
 	}))
 }
 
