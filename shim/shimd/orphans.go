@@ -19,18 +19,13 @@ import (
 type orphans struct {
 	ctx   context.Context    // sweeping ends with it
 	known func(pid int) bool // a process that somebody here will reap
+	every time.Duration      // how often strays are looked for
+	after time.Duration      // how long an ended child is left to who may be about to reap it
 
 	mu       sync.Mutex // guards what follows; nothing blocks while it is held
 	expected int
 	sweeping bool
 }
-
-const (
-	// sweepAfter is how long an ended child is left to who may be about to reap it.
-	sweepAfter = 5 * time.Second
-	// sweepEvery is how often strays are looked for.
-	sweepEvery = 30 * time.Second
-)
 
 // expect makes orphans come here until the function that it answers with is called.
 func (o *orphans) expect() (done func()) {
@@ -55,7 +50,7 @@ func (o *orphans) expect() (done func()) {
 
 // sweep reaps strays for as long as the shim lives, once there can be any.
 func (o *orphans) sweep() {
-	ticker := time.NewTicker(sweepEvery)
+	ticker := time.NewTicker(o.every)
 	defer ticker.Stop()
 	for {
 		select {
@@ -69,7 +64,7 @@ func (o *orphans) sweep() {
 		}
 		ended := zombies(os.Getpid())
 		select {
-		case <-time.After(sweepAfter):
+		case <-time.After(o.after):
 		case <-o.ctx.Done():
 		}
 		for pid, fd := range ended {

@@ -47,6 +47,7 @@ func (n *node) ours(t *testing.T) map[string]string {
 // it, and while containers start in its shared PID namespace. What it may hit are processes of its own container; of
 // ours it must neither see a program nor a descriptor, and no byte of it may arrive in our memory.
 func TestMemoryAttack(t *testing.T) {
+	nativeOnly(t)
 	execs := 2000
 	if testing.Short() {
 		execs = 50
@@ -103,6 +104,7 @@ func TestMemoryAttack(t *testing.T) {
 // TestStopAttack has a container stop every process that it sees by SIGSTOP, from its first instruction on. Execs in it
 // end by their time limit; those in other containers, and their logs, are not delayed.
 func TestStopAttack(t *testing.T) {
+	nativeOnly(t)
 	if testing.Short() {
 		t.Skip("-short: what it asserts is time, which emulated processors do not keep")
 	}
