@@ -33,6 +33,7 @@ func containerOf(config *runtime.ContainerConfig, pod spec.Pod) (spec.Container,
 		StdinOnce:   config.GetStdinOnce(),
 		TTY:         config.GetTty(),
 	}
+	c.Checkpoint = checkpointOf(c.Image)
 	if c.UserImage == c.Image {
 		c.UserImage = ""
 	}

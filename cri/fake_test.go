@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -208,3 +209,13 @@ func (s *fakeShims) Exits(ctx context.Context, after uint64) (*api.ExitsResponse
 	}
 }
 func (s *fakeShims) ReopenLog(context.Context, string) error { return nil }
+
+func (s *fakeShims) Freeze(context.Context, []string) (func(), error) { return func() {}, nil }
+func (s *fakeShims) Thaw(context.Context, []string) error             { return nil }
+func (s *fakeShims) Checkpoint(context.Context, *api.CheckpointRequest) error {
+	return errdefs.ErrNotImplemented
+}
+
+func (*fakeRootfs) Changes(context.Context, string, io.Writer) error      { return nil }
+func (*fakeRootfs) Apply(context.Context, string, io.Reader) error        { return nil }
+func (*fakeRootfs) Directories(context.Context, string) ([]string, error) { return nil, nil }

@@ -140,11 +140,10 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	if err := e.store.saveContainer(record); err != nil {
 		return err
 	}
-	image, err := e.cfg.Rootfs.Image(ctx, c.Image)
+	image, err := e.baseImage(ctx, &record)
 	if err != nil {
-		return fmt.Errorf("image %s: %w", c.Image, err)
+		return err
 	}
-	record.Container.ImageID, record.Container.ImageRef = image.ID, image.Ref
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		record.Rootfs, err = e.prepareRootfs(gctx, c.ID, image.ID)
@@ -157,6 +156,11 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	})
 	if err := g.Wait(); err != nil {
 		return err
+	}
+	if record.Restored {
+		if err := e.restoreRootfs(ctx, c.ID); err != nil {
+			return err
+		}
 	}
 	record.User, record.StopSignal, record.OwnPID = made.user, made.stopSignal, made.ownPID
 	record.PodNamespaces, record.PIDTarget = made.podNamespaces, made.pidTarget

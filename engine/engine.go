@@ -31,6 +31,7 @@ type Engine struct {
 	store store
 	host  spec.Host
 	ops   *operations
+	probe criuProbe
 
 	// ctx is that of operations and loops. Close ends it.
 	ctx    context.Context
@@ -64,6 +65,8 @@ type container struct {
 	shortened chan struct{}
 	// released says that the shim has let go of it.
 	released bool
+	// interrupt ends a checkpoint in progress; nil when there is none.
+	interrupt context.CancelCauseFunc
 	// process is that of config.json, read when first needed by Exec, and not changed.
 	process *specs.Process
 	// rate and layer guard themselves.
@@ -163,6 +166,9 @@ func (c *Config) complete() error {
 		c.DefaultSysctls = DefaultSysctls
 	}
 	c.completeHandlers()
+	if c.Criu == "" {
+		c.Criu = "criu"
+	}
 	if c.ShimWait == 0 {
 		c.ShimWait = 5 * time.Second
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -224,6 +225,14 @@ func (f fakeRootfs) Usage(_ context.Context, key string) (bytes, inodes uint64, 
 		return 0, 0, answer(errdefs.ErrNotFound)
 	}
 	return 4096, 3, answer(nil)
+}
+
+func (f fakeRootfs) Changes(context.Context, string, io.Writer) error {
+	return errdefs.ErrNotImplemented
+}
+func (f fakeRootfs) Apply(context.Context, string, io.Reader) error { return errdefs.ErrNotImplemented }
+func (f fakeRootfs) Directories(context.Context, string) ([]string, error) {
+	return nil, errdefs.ErrNotImplemented
 }
 
 func (f fakeRootfs) Keys(context.Context) ([]string, error) {
@@ -480,4 +489,14 @@ func open(t testing.TB, w *world, state string) *Engine {
 	}
 	t.Cleanup(func() { _ = e.Close() })
 	return e
+}
+
+// Checkpoints are tested with the real shim (test/e2e): here they are only refused.
+
+func (f fakeShims) Freeze(context.Context, []string) (func(), error) {
+	return nil, errdefs.ErrNotImplemented
+}
+func (f fakeShims) Thaw(context.Context, []string) error { return errdefs.ErrNotImplemented }
+func (f fakeShims) Checkpoint(context.Context, *api.CheckpointRequest) error {
+	return errdefs.ErrNotImplemented
 }

@@ -46,6 +46,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 	if e.connected.Load() {
 		e.tidyAll(ctx)
 	}
+	e.sweepRestores()
 	return errors.Join(e.sweepRootfs(ctx), e.sweepNetwork(ctx))
 }
 

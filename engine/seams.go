@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 
@@ -17,6 +18,8 @@ type Image struct {
 	ID     string // "sha256:..." of the configuration
 	Ref    string // repo@sha256:..., or the ID when it was never pulled by a name
 	Config ocispec.ImageConfig
+	// Checkpoint says that it is a container's checkpoint; its layers are that, and not a root filesystem.
+	Checkpoint bool
 }
 
 // Rootfs is where containers' root filesystems come from: the image store. Keys are the engine's (a container's id).
@@ -34,6 +37,12 @@ type Rootfs interface {
 	// Usage measures the writable layer: the bytes and inodes that it takes on disk. It may take as long as the layer is large.
 	// errdefs.ErrNotFound when there is none.
 	Usage(ctx context.Context, key string) (bytes, inodes uint64, err error)
+	// Changes writes what the writable layer holds as the tar of a layer. Nobody may write to it meanwhile.
+	Changes(ctx context.Context, key string, w io.Writer) error
+	// Apply unpacks the tar of a layer into the writable layer, which nobody has used yet.
+	Apply(ctx context.Context, key string, r io.Reader) error
+	// Directories are those of an image's layers, uppermost first.
+	Directories(ctx context.Context, imageID string) ([]string, error)
 	// Keys lists the writable layers that exist.
 	Keys(ctx context.Context) ([]string, error)
 }
@@ -79,4 +88,9 @@ type Shims interface {
 	// Exits blocks until there is news after the sequence, the context ends, or the connection breaks (ErrUnavailable).
 	Exits(ctx context.Context, after uint64) (*api.ExitsResponse, error)
 	ReopenLog(ctx context.Context, id string) error
+	// Freeze stops the processes of containers until Thaw, until release is called, or until this process dies.
+	Freeze(ctx context.Context, ids []string) (release func(), err error)
+	Thaw(ctx context.Context, ids []string) error
+	// Checkpoint writes the state of a frozen container's processes.
+	Checkpoint(ctx context.Context, r *api.CheckpointRequest) error
 }

@@ -77,6 +77,11 @@ func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record contai
 		PodNamespaces: record.PodNamespaces, PidTarget: record.PIDTarget,
 		LogPath: record.LogPath, Stdin: record.Container.Stdin, Runtime: runtime,
 	}
+	restore, err := e.restoreRequest(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	r.Restore = restore
 	if r.LogPath != "" {
 		r.LogFormat = api.LogFormat_LOG_FORMAT_CRI
 	}

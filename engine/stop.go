@@ -40,6 +40,9 @@ func (e *Engine) shorten(id string, deadline time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c := e.containers[id]
+	if c != nil && c.interrupt != nil {
+		c.interrupt(errStopping)
+	}
 	if c == nil || !c.deadline.IsZero() && c.deadline.Before(deadline) {
 		return
 	}

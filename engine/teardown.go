@@ -56,6 +56,9 @@ func (e *Engine) teardownContainer(ctx context.Context, r containerRecord) error
 	if err := e.cfg.Rootfs.Release(ctx, id); err != nil {
 		return fmt.Errorf("remove the root filesystem of container %s: %w", id, err)
 	}
+	if err := e.forgetCheckpoint(r); err != nil {
+		return err
+	}
 	if err := os.RemoveAll(e.store.containerDir(r.Container.PodID, id)); err != nil {
 		return fmt.Errorf("remove the directory of container %s: %w", id, err)
 	}

@@ -32,6 +32,11 @@ type Config struct {
 	Handlers map[string]Handler
 	// ShimWait is how long a call waits for a dead shim to be started again; 0 is 5 s.
 	ShimWait time.Duration
+	// Criu is the path of criu, or its name in the PATH, for checkpoints; "" is "criu".
+	Criu string
+	// RestoreImages lets containers be made from images that are checkpoints. Whoever makes such an image decides what
+	// runs: with which privileges, and without the filters of the node.
+	RestoreImages bool
 	// Log receives what an operator should know; nil is slog.Default.
 	Log *slog.Logger
 }

@@ -45,6 +45,8 @@ type Image struct {
 	Labels map[string]string
 	// LayerIDs are the digests of the layers' tar streams (diffIDs), lowest first.
 	LayerIDs []string
+	// Checkpoint says that the image is a container's checkpoint: its layers hold that, not a root filesystem.
+	Checkpoint bool
 }
 
 // FsInfo is what images and layers take on their filesystem.

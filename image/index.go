@@ -297,6 +297,7 @@ func (s *Store) load(ctx context.Context, d ocispec.Descriptor) (*entry, error) 
 		Platform: config.Platform, Config: config.Config, Labels: maps.Clone(config.Config.Labels),
 		LayerIDs: digestStrings(config.RootFS.DiffIDs),
 	}}
+	e.Checkpoint = isCheckpoint(manifest.Annotations)
 	for _, layer := range manifest.Layers {
 		e.Size += layer.Size
 	}

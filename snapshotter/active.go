@@ -257,3 +257,17 @@ func (s *Snapshotter) mounts(n *node, layers []*layer) ([]mount.Mount, error) {
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
 }
+
+// UpperDir is the writable directory of an active snapshot: what an overlay of it has as its upper one.
+func (s *Snapshotter) UpperDir(_ context.Context, key string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, err := s.index.get(key)
+	if err != nil {
+		return "", fmt.Errorf("writable directory: %w", err)
+	}
+	if n.kind != snapshots.KindActive {
+		return "", fmt.Errorf("snapshot %q is not active, so it has no writable directory: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	return filepath.Join(s.activePath(n.number), "fs"), nil
+}

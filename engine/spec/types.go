@@ -189,6 +189,8 @@ type Container struct {
 	Resources   Resources         `json:"resources"`
 	Rlimits     []Rlimit          `json:"rlimits,omitempty"`
 	Security    Security          `json:"security"`
+	// Checkpoint is the archive, or the directory of a pod's checkpoint, that the container goes on from; "": it is started.
+	Checkpoint string `json:"checkpoint,omitempty"`
 	// StopSignal is a number as text or a name ("SIGTERM"); "" is the image's, then SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
 }

@@ -23,6 +23,7 @@ var modules = []string{
 	"veth", "bridge", "dummy", // networks
 	"nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", // nftables and what its rules need
 	"nft_chain_nat", "nft_ct", "nft_masq", "nft_nat", "nft_redir", "nft_numgen", "nft_hash", "nft_limit", "nft_log",
+	"unix_diag", "udp_diag", "raw_diag", "af_packet_diag", "netlink_diag", // criu asks these of sockets
 	"xfrm_user", "inet_diag", "tcp_diag", "sctp", // what a node's kernel loads when a socket asks for it
 	"nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_reject", "nft_reject_inet", "nft_objref",
 }

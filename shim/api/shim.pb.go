@@ -499,6 +499,7 @@ type StartRequest struct {
 	LogFormat     LogFormat `protobuf:"varint,8,opt,name=log_format,json=logFormat,proto3,enum=criserver.shim.v1.LogFormat" json:"log_format,omitempty"`
 	Stdin         bool      `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`     // keep the standard input open; otherwise it is /dev/null
 	Runtime       *Runtime  `protobuf:"bytes,50,opt,name=runtime,proto3" json:"runtime,omitempty"` // the program that makes the container; unset: our own runtime
+	Restore       *Restore  `protobuf:"bytes,60,opt,name=restore,proto3" json:"restore,omitempty"` // go on from a checkpoint instead of running process.args of the spec
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,6 +600,13 @@ func (x *StartRequest) GetStdin() bool {
 func (x *StartRequest) GetRuntime() *Runtime {
 	if x != nil {
 		return x.Runtime
+	}
+	return nil
+}
+
+func (x *StartRequest) GetRestore() *Restore {
+	if x != nil {
+		return x.Restore
 	}
 	return nil
 }
@@ -1838,6 +1846,347 @@ func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
 	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
+// Restore says what a container goes on from.
+type Restore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        string                 `protobuf:"bytes,61,opt,name=images,proto3" json:"images,omitempty"` // the directory that Checkpoint wrote
+	Criu          string                 `protobuf:"bytes,62,opt,name=criu,proto3" json:"criu,omitempty"`     // path of criu
+	Work          string                 `protobuf:"bytes,63,opt,name=work,proto3" json:"work,omitempty"`     // the directory for criu's log, which stays when it fails
+	Shm           string                 `protobuf:"bytes,64,opt,name=shm,proto3" json:"shm,omitempty"`       // a tar of the pod's shared memory, which is filled with it when it is empty; "": there is none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_shim_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Restore) GetImages() string {
+	if x != nil {
+		return x.Images
+	}
+	return ""
+}
+
+func (x *Restore) GetCriu() string {
+	if x != nil {
+		return x.Criu
+	}
+	return ""
+}
+
+func (x *Restore) GetWork() string {
+	if x != nil {
+		return x.Work
+	}
+	return ""
+}
+
+func (x *Restore) GetShm() string {
+	if x != nil {
+		return x.Shm
+	}
+	return ""
+}
+
+type FreezeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,60,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRequest) Reset() {
+	*x = FreezeRequest{}
+	mi := &file_shim_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRequest) ProtoMessage() {}
+
+func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
+func (*FreezeRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *FreezeRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type FreezeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeResponse) Reset() {
+	*x = FreezeResponse{}
+	mi := &file_shim_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeResponse) ProtoMessage() {}
+
+func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
+func (*FreezeResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{31}
+}
+
+type ThawRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,60,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawRequest) Reset() {
+	*x = ThawRequest{}
+	mi := &file_shim_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawRequest) ProtoMessage() {}
+
+func (x *ThawRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
+func (*ThawRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ThawRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+type ThawResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawResponse) Reset() {
+	*x = ThawResponse{}
+	mi := &file_shim_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawResponse) ProtoMessage() {}
+
+func (x *ThawResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
+func (*ThawResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{33}
+}
+
+type CheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,60,opt,name=id,proto3" json:"id,omitempty"`
+	Images        string                 `protobuf:"bytes,61,opt,name=images,proto3" json:"images,omitempty"` // an empty directory
+	Criu          string                 `protobuf:"bytes,62,opt,name=criu,proto3" json:"criu,omitempty"`     // path of criu
+	Work          string                 `protobuf:"bytes,63,opt,name=work,proto3" json:"work,omitempty"`     // the directory for criu's log and statistics
+	Shm           string                 `protobuf:"bytes,64,opt,name=shm,proto3" json:"shm,omitempty"`       // the file that the pod's shared memory is written to, as a tar, when the container has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_shim_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetImages() string {
+	if x != nil {
+		return x.Images
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetCriu() string {
+	if x != nil {
+		return x.Criu
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetWork() string {
+	if x != nil {
+		return x.Work
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetShm() string {
+	if x != nil {
+		return x.Shm
+	}
+	return ""
+}
+
+type CheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointResponse) Reset() {
+	*x = CheckpointResponse{}
+	mi := &file_shim_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointResponse) ProtoMessage() {}
+
+func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{35}
+}
+
 var File_shim_proto protoreflect.FileDescriptor
 
 const file_shim_proto_rawDesc = "" +
@@ -1876,7 +2225,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x05Mount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xe3\x02\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x99\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06pod_id\x18\x02 \x01(\tR\x05podId\x12\x10\n" +
@@ -1889,7 +2238,8 @@ const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"log_format\x18\b \x01(\x0e2\x1c.criserver.shim.v1.LogFormatR\tlogFormat\x12\x14\n" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x124\n" +
-	"\aruntime\x182 \x01(\v2\x1a.criserver.shim.v1.RuntimeR\aruntime\"l\n" +
+	"\aruntime\x182 \x01(\v2\x1a.criserver.shim.v1.RuntimeR\aruntime\x124\n" +
+	"\arestore\x18< \x01(\v2\x1a.criserver.shim.v1.RestoreR\arestore\"l\n" +
 	"\aRuntime\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\tR\x04root\x12%\n" +
@@ -1980,10 +2330,28 @@ const file_shim_proto_rawDesc = "" +
 	"containers\"\"\n" +
 	"\x10ReopenLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
-	"\x11ReopenLogResponse*4\n" +
+	"\x11ReopenLogResponse\"[\n" +
+	"\aRestore\x12\x16\n" +
+	"\x06images\x18= \x01(\tR\x06images\x12\x12\n" +
+	"\x04criu\x18> \x01(\tR\x04criu\x12\x12\n" +
+	"\x04work\x18? \x01(\tR\x04work\x12\x10\n" +
+	"\x03shm\x18@ \x01(\tR\x03shm\"!\n" +
+	"\rFreezeRequest\x12\x10\n" +
+	"\x03ids\x18< \x03(\tR\x03ids\"\x10\n" +
+	"\x0eFreezeResponse\"\x1f\n" +
+	"\vThawRequest\x12\x10\n" +
+	"\x03ids\x18< \x03(\tR\x03ids\"\x0e\n" +
+	"\fThawResponse\"u\n" +
+	"\x11CheckpointRequest\x12\x0e\n" +
+	"\x02id\x18< \x01(\tR\x02id\x12\x16\n" +
+	"\x06images\x18= \x01(\tR\x06images\x12\x12\n" +
+	"\x04criu\x18> \x01(\tR\x04criu\x12\x12\n" +
+	"\x04work\x18? \x01(\tR\x04work\x12\x10\n" +
+	"\x03shm\x18@ \x01(\tR\x03shm\"\x14\n" +
+	"\x12CheckpointResponse*4\n" +
 	"\tLogFormat\x12\x13\n" +
 	"\x0fLOG_FORMAT_NONE\x10\x00\x12\x12\n" +
-	"\x0eLOG_FORMAT_CRI\x10\x012\x89\b\n" +
+	"\x0eLOG_FORMAT_CRI\x10\x012\xfe\t\n" +
 	"\x04Shim\x12G\n" +
 	"\x04Info\x12\x1e.criserver.shim.v1.InfoRequest\x1a\x1f.criserver.shim.v1.InfoResponse\x12S\n" +
 	"\bStartPod\x12\".criserver.shim.v1.StartPodRequest\x1a#.criserver.shim.v1.StartPodResponse\x12P\n" +
@@ -1998,7 +2366,11 @@ const file_shim_proto_rawDesc = "" +
 	"\x06Update\x12 .criserver.shim.v1.UpdateRequest\x1a!.criserver.shim.v1.UpdateResponse\x12G\n" +
 	"\x04List\x12\x1e.criserver.shim.v1.ListRequest\x1a\x1f.criserver.shim.v1.ListResponse\x12J\n" +
 	"\x05Exits\x12\x1f.criserver.shim.v1.ExitsRequest\x1a .criserver.shim.v1.ExitsResponse\x12V\n" +
-	"\tReopenLog\x12#.criserver.shim.v1.ReopenLogRequest\x1a$.criserver.shim.v1.ReopenLogResponseB-Z+github.com/criserver/criserver/shim/api;apib\x06proto3"
+	"\tReopenLog\x12#.criserver.shim.v1.ReopenLogRequest\x1a$.criserver.shim.v1.ReopenLogResponse\x12O\n" +
+	"\x06Freeze\x12 .criserver.shim.v1.FreezeRequest\x1a!.criserver.shim.v1.FreezeResponse0\x01\x12G\n" +
+	"\x04Thaw\x12\x1e.criserver.shim.v1.ThawRequest\x1a\x1f.criserver.shim.v1.ThawResponse\x12Y\n" +
+	"\n" +
+	"Checkpoint\x12$.criserver.shim.v1.CheckpointRequest\x1a%.criserver.shim.v1.CheckpointResponseB-Z+github.com/criserver/criserver/shim/api;apib\x06proto3"
 
 var (
 	file_shim_proto_rawDescOnce sync.Once
@@ -2013,80 +2385,94 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_shim_proto_goTypes = []any{
-	(LogFormat)(0),            // 0: criserver.shim.v1.LogFormat
-	(*InfoRequest)(nil),       // 1: criserver.shim.v1.InfoRequest
-	(*InfoResponse)(nil),      // 2: criserver.shim.v1.InfoResponse
-	(*StartPodRequest)(nil),   // 3: criserver.shim.v1.StartPodRequest
-	(*StartPodResponse)(nil),  // 4: criserver.shim.v1.StartPodResponse
-	(*StopPodRequest)(nil),    // 5: criserver.shim.v1.StopPodRequest
-	(*StopPodResponse)(nil),   // 6: criserver.shim.v1.StopPodResponse
-	(*Mount)(nil),             // 7: criserver.shim.v1.Mount
-	(*StartRequest)(nil),      // 8: criserver.shim.v1.StartRequest
-	(*Runtime)(nil),           // 9: criserver.shim.v1.Runtime
-	(*StartResponse)(nil),     // 10: criserver.shim.v1.StartResponse
-	(*SignalRequest)(nil),     // 11: criserver.shim.v1.SignalRequest
-	(*SignalResponse)(nil),    // 12: criserver.shim.v1.SignalResponse
-	(*DeleteRequest)(nil),     // 13: criserver.shim.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 14: criserver.shim.v1.DeleteResponse
-	(*ExecRequest)(nil),       // 15: criserver.shim.v1.ExecRequest
-	(*ExecResponse)(nil),      // 16: criserver.shim.v1.ExecResponse
-	(*StreamOpen)(nil),        // 17: criserver.shim.v1.StreamOpen
-	(*StreamInput)(nil),       // 18: criserver.shim.v1.StreamInput
-	(*StreamOutput)(nil),      // 19: criserver.shim.v1.StreamOutput
-	(*UpdateRequest)(nil),     // 20: criserver.shim.v1.UpdateRequest
-	(*UpdateResponse)(nil),    // 21: criserver.shim.v1.UpdateResponse
-	(*Exit)(nil),              // 22: criserver.shim.v1.Exit
-	(*Container)(nil),         // 23: criserver.shim.v1.Container
-	(*ListRequest)(nil),       // 24: criserver.shim.v1.ListRequest
-	(*ListResponse)(nil),      // 25: criserver.shim.v1.ListResponse
-	(*ExitsRequest)(nil),      // 26: criserver.shim.v1.ExitsRequest
-	(*ExitsResponse)(nil),     // 27: criserver.shim.v1.ExitsResponse
-	(*ReopenLogRequest)(nil),  // 28: criserver.shim.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil), // 29: criserver.shim.v1.ReopenLogResponse
-	nil,                       // 30: criserver.shim.v1.StartPodRequest.SysctlsEntry
+	(LogFormat)(0),             // 0: criserver.shim.v1.LogFormat
+	(*InfoRequest)(nil),        // 1: criserver.shim.v1.InfoRequest
+	(*InfoResponse)(nil),       // 2: criserver.shim.v1.InfoResponse
+	(*StartPodRequest)(nil),    // 3: criserver.shim.v1.StartPodRequest
+	(*StartPodResponse)(nil),   // 4: criserver.shim.v1.StartPodResponse
+	(*StopPodRequest)(nil),     // 5: criserver.shim.v1.StopPodRequest
+	(*StopPodResponse)(nil),    // 6: criserver.shim.v1.StopPodResponse
+	(*Mount)(nil),              // 7: criserver.shim.v1.Mount
+	(*StartRequest)(nil),       // 8: criserver.shim.v1.StartRequest
+	(*Runtime)(nil),            // 9: criserver.shim.v1.Runtime
+	(*StartResponse)(nil),      // 10: criserver.shim.v1.StartResponse
+	(*SignalRequest)(nil),      // 11: criserver.shim.v1.SignalRequest
+	(*SignalResponse)(nil),     // 12: criserver.shim.v1.SignalResponse
+	(*DeleteRequest)(nil),      // 13: criserver.shim.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 14: criserver.shim.v1.DeleteResponse
+	(*ExecRequest)(nil),        // 15: criserver.shim.v1.ExecRequest
+	(*ExecResponse)(nil),       // 16: criserver.shim.v1.ExecResponse
+	(*StreamOpen)(nil),         // 17: criserver.shim.v1.StreamOpen
+	(*StreamInput)(nil),        // 18: criserver.shim.v1.StreamInput
+	(*StreamOutput)(nil),       // 19: criserver.shim.v1.StreamOutput
+	(*UpdateRequest)(nil),      // 20: criserver.shim.v1.UpdateRequest
+	(*UpdateResponse)(nil),     // 21: criserver.shim.v1.UpdateResponse
+	(*Exit)(nil),               // 22: criserver.shim.v1.Exit
+	(*Container)(nil),          // 23: criserver.shim.v1.Container
+	(*ListRequest)(nil),        // 24: criserver.shim.v1.ListRequest
+	(*ListResponse)(nil),       // 25: criserver.shim.v1.ListResponse
+	(*ExitsRequest)(nil),       // 26: criserver.shim.v1.ExitsRequest
+	(*ExitsResponse)(nil),      // 27: criserver.shim.v1.ExitsResponse
+	(*ReopenLogRequest)(nil),   // 28: criserver.shim.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),  // 29: criserver.shim.v1.ReopenLogResponse
+	(*Restore)(nil),            // 30: criserver.shim.v1.Restore
+	(*FreezeRequest)(nil),      // 31: criserver.shim.v1.FreezeRequest
+	(*FreezeResponse)(nil),     // 32: criserver.shim.v1.FreezeResponse
+	(*ThawRequest)(nil),        // 33: criserver.shim.v1.ThawRequest
+	(*ThawResponse)(nil),       // 34: criserver.shim.v1.ThawResponse
+	(*CheckpointRequest)(nil),  // 35: criserver.shim.v1.CheckpointRequest
+	(*CheckpointResponse)(nil), // 36: criserver.shim.v1.CheckpointResponse
+	nil,                        // 37: criserver.shim.v1.StartPodRequest.SysctlsEntry
 }
 var file_shim_proto_depIdxs = []int32{
-	30, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
+	37, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
 	7,  // 1: criserver.shim.v1.StartRequest.rootfs:type_name -> criserver.shim.v1.Mount
 	0,  // 2: criserver.shim.v1.StartRequest.log_format:type_name -> criserver.shim.v1.LogFormat
 	9,  // 3: criserver.shim.v1.StartRequest.runtime:type_name -> criserver.shim.v1.Runtime
-	17, // 4: criserver.shim.v1.StreamInput.open:type_name -> criserver.shim.v1.StreamOpen
-	22, // 5: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
-	23, // 6: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
-	23, // 7: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
-	1,  // 8: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
-	3,  // 9: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
-	5,  // 10: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
-	8,  // 11: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
-	11, // 12: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
-	13, // 13: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
-	15, // 14: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
-	18, // 15: criserver.shim.v1.Shim.ExecStream:input_type -> criserver.shim.v1.StreamInput
-	18, // 16: criserver.shim.v1.Shim.Attach:input_type -> criserver.shim.v1.StreamInput
-	20, // 17: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
-	24, // 18: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
-	26, // 19: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
-	28, // 20: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
-	2,  // 21: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
-	4,  // 22: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
-	6,  // 23: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
-	10, // 24: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
-	12, // 25: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
-	14, // 26: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
-	16, // 27: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
-	19, // 28: criserver.shim.v1.Shim.ExecStream:output_type -> criserver.shim.v1.StreamOutput
-	19, // 29: criserver.shim.v1.Shim.Attach:output_type -> criserver.shim.v1.StreamOutput
-	21, // 30: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
-	25, // 31: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
-	27, // 32: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
-	29, // 33: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
-	21, // [21:34] is the sub-list for method output_type
-	8,  // [8:21] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	30, // 4: criserver.shim.v1.StartRequest.restore:type_name -> criserver.shim.v1.Restore
+	17, // 5: criserver.shim.v1.StreamInput.open:type_name -> criserver.shim.v1.StreamOpen
+	22, // 6: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
+	23, // 7: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
+	23, // 8: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
+	1,  // 9: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
+	3,  // 10: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
+	5,  // 11: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
+	8,  // 12: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
+	11, // 13: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
+	13, // 14: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
+	15, // 15: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
+	18, // 16: criserver.shim.v1.Shim.ExecStream:input_type -> criserver.shim.v1.StreamInput
+	18, // 17: criserver.shim.v1.Shim.Attach:input_type -> criserver.shim.v1.StreamInput
+	20, // 18: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
+	24, // 19: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
+	26, // 20: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
+	28, // 21: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
+	31, // 22: criserver.shim.v1.Shim.Freeze:input_type -> criserver.shim.v1.FreezeRequest
+	33, // 23: criserver.shim.v1.Shim.Thaw:input_type -> criserver.shim.v1.ThawRequest
+	35, // 24: criserver.shim.v1.Shim.Checkpoint:input_type -> criserver.shim.v1.CheckpointRequest
+	2,  // 25: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
+	4,  // 26: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
+	6,  // 27: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
+	10, // 28: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
+	12, // 29: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
+	14, // 30: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
+	16, // 31: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
+	19, // 32: criserver.shim.v1.Shim.ExecStream:output_type -> criserver.shim.v1.StreamOutput
+	19, // 33: criserver.shim.v1.Shim.Attach:output_type -> criserver.shim.v1.StreamOutput
+	21, // 34: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
+	25, // 35: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
+	27, // 36: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
+	29, // 37: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
+	32, // 38: criserver.shim.v1.Shim.Freeze:output_type -> criserver.shim.v1.FreezeResponse
+	34, // 39: criserver.shim.v1.Shim.Thaw:output_type -> criserver.shim.v1.ThawResponse
+	36, // 40: criserver.shim.v1.Shim.Checkpoint:output_type -> criserver.shim.v1.CheckpointResponse
+	25, // [25:41] is the sub-list for method output_type
+	9,  // [9:25] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2101,7 +2487,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

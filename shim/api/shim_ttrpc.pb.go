@@ -21,6 +21,9 @@ type ShimService interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	ReopenLog(context.Context, *ReopenLogRequest) (*ReopenLogResponse, error)
+	Freeze(context.Context, *FreezeRequest, Shim_FreezeServer) error
+	Thaw(context.Context, *ThawRequest) (*ThawResponse, error)
+	Checkpoint(context.Context, *CheckpointRequest) (*CheckpointResponse, error)
 }
 
 type Shim_ExecServer interface {
@@ -78,6 +81,19 @@ func (x *shimAttachServer) Recv() (*StreamInput, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+type Shim_FreezeServer interface {
+	Send(*FreezeResponse) error
+	ttrpc.StreamServer
+}
+
+type shimFreezeServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimFreezeServer) Send(m *FreezeResponse) error {
+	return x.StreamServer.SendMsg(m)
 }
 
 func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
@@ -153,6 +169,20 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				}
 				return svc.ReopenLog(ctx, &req)
 			},
+			"Thaw": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ThawRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Thaw(ctx, &req)
+			},
+			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CheckpointRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Checkpoint(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Exec": {
@@ -180,6 +210,17 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				StreamingClient: true,
 				StreamingServer: true,
 			},
+			"Freeze": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(FreezeRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Freeze(ctx, m, &shimFreezeServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -198,6 +239,9 @@ type ShimClient interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	ReopenLog(context.Context, *ReopenLogRequest) (*ReopenLogResponse, error)
+	Freeze(context.Context, *FreezeRequest) (Shim_FreezeClient, error)
+	Thaw(context.Context, *ThawRequest) (*ThawResponse, error)
+	Checkpoint(context.Context, *CheckpointRequest) (*CheckpointResponse, error)
 }
 
 type shimClient struct {
@@ -382,6 +426,51 @@ func (c *shimClient) Exits(ctx context.Context, req *ExitsRequest) (*ExitsRespon
 func (c *shimClient) ReopenLog(ctx context.Context, req *ReopenLogRequest) (*ReopenLogResponse, error) {
 	var resp ReopenLogResponse
 	if err := c.client.Call(ctx, "criserver.shim.v1.Shim", "ReopenLog", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Freeze(ctx context.Context, req *FreezeRequest) (Shim_FreezeClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "criserver.shim.v1.Shim", "Freeze", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimFreezeClient{stream}
+	return x, nil
+}
+
+type Shim_FreezeClient interface {
+	Recv() (*FreezeResponse, error)
+	ttrpc.ClientStream
+}
+
+type shimFreezeClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimFreezeClient) Recv() (*FreezeResponse, error) {
+	m := new(FreezeResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *shimClient) Thaw(ctx context.Context, req *ThawRequest) (*ThawResponse, error) {
+	var resp ThawResponse
+	if err := c.client.Call(ctx, "criserver.shim.v1.Shim", "Thaw", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Checkpoint(ctx context.Context, req *CheckpointRequest) (*CheckpointResponse, error) {
+	var resp CheckpointResponse
+	if err := c.client.Call(ctx, "criserver.shim.v1.Shim", "Checkpoint", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

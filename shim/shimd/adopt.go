@@ -128,6 +128,7 @@ func (s *Server) enter(c *container, slots map[string]*slot) {
 		}
 		c.cgroup = g
 	}
+	s.thawLeft(c)
 	for _, st := range c.streams {
 		if slot := slots[st.key]; slot != nil {
 			delete(slots, st.key)

@@ -90,6 +90,10 @@ func (p *plain) exec(_ context.Context, c native.ExecConfig) (*process, error) {
 	return fork(c.Process.Args, nil, c.Stdout, c.Stderr)
 }
 
+func (p *plain) restore(context.Context, native.RestoreConfig) (*process, error) {
+	return nil, errdefs.ErrNotImplemented
+}
+
 func (p *plain) newPod(context.Context, native.PodConfig) (*native.Pod, error) {
 	return nil, errdefs.ErrNotImplemented
 }

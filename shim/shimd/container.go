@@ -52,7 +52,8 @@ type record struct {
 	Terminal   bool          `json:"terminal,omitempty"`
 	Stdin      bool          `json:"stdin,omitempty"`
 	Warnings   []string      `json:"warnings,omitempty"`
-	Poststop   bool          `json:"poststop,omitempty"` // hooks are owed while the file of that name is there
+	Poststop   bool          `json:"poststop,omitempty"`  // hooks are owed while the file of that name is there
+	PIDTarget  bool          `json:"pidTarget,omitempty"` // it is in another container's pid namespace
 }
 
 const stateFile = "state.json"
@@ -85,6 +86,7 @@ type container struct {
 	state   state
 	exit    *api.Exit
 	exitSeq uint64
+	hold    *hold // nil: it is not frozen
 }
 
 func newContainer(id, dir string) *container {

@@ -11,6 +11,7 @@ import (
 type runtime interface {
 	create(ctx context.Context, c native.Config) (*process, error)
 	exec(ctx context.Context, c native.ExecConfig) (*process, error)
+	restore(ctx context.Context, c native.RestoreConfig) (*process, error)
 	newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error)
 	// poststop runs the hooks of a container that is gone.
 	poststop(ctx context.Context, c native.HookConfig) error
@@ -45,6 +46,14 @@ func (r nativeRuntime) exec(ctx context.Context, c native.ExecConfig) (*process,
 		return nil, err
 	}
 	return &process{pid: p.Pid, pidfd: p.Pidfd, console: p.Console, warnings: p.Warnings}, nil
+}
+
+func (r nativeRuntime) restore(ctx context.Context, c native.RestoreConfig) (*process, error) {
+	p, err := r.Restore(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return &process{pid: p.Pid, pidfd: p.Pidfd, warnings: p.Warnings, start: p.Start, abandon: p.Abandon}, nil
 }
 
 func (r nativeRuntime) newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error) {

@@ -33,7 +33,11 @@ func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResp
 	if !mine {
 		return s.started(ctx, c)
 	}
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.startLimit())
+	limit := c.startLimit()
+	if r.Restore != nil {
+		limit = restoreLimit
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := s.start(work, c, r); err != nil {
 		c.failure = fmt.Errorf("container %s: %w", c.id, err)
@@ -84,6 +88,9 @@ func checkStart(r *api.StartRequest) error {
 	case r.LogFormat != api.LogFormat_LOG_FORMAT_NONE && r.LogPath != "" && !filepath.IsAbs(r.LogPath):
 		return fmt.Errorf("log_path %q is not absolute: %w", r.LogPath, errdefs.ErrInvalidArgument)
 	}
+	if p := r.Restore; p != nil && (!filepath.IsAbs(p.Images) || !filepath.IsAbs(p.Criu) || !filepath.IsAbs(p.Work)) {
+		return fmt.Errorf("restore: images %q, criu %q and work %q must be absolute paths: %w", p.Images, p.Criu, p.Work, errdefs.ErrInvalidArgument)
+	}
 	for _, n := range r.PodNamespaces {
 		if _, ok := namespaceOf[n]; !ok && n != shmName {
 			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid, shm: %w", n, errdefs.ErrInvalidArgument)
@@ -127,6 +134,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	c.record = record{
 		ID: c.id, PodID: r.PodId, Cgroup: spec.Linux.CgroupsPath, LogPath: r.LogPath, LogFormat: r.LogFormat,
 		Namespaces: r.PodNamespaces, Terminal: spec.Process.Terminal, Stdin: r.Stdin,
+		PIDTarget: r.PidTarget != "",
 	}
 	if err := s.useBinary(ctx, c, r.Runtime, spec.Linux.CgroupsPath); err != nil {
 		return err
@@ -153,11 +161,19 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		return err
 	}
 	config.Namespaces, config.Shm, config.Proc = shared.namespaces, shared.shm, shared.proc
-	p, err := s.runtimeOf(c).create(ctx, config)
+	p, err := s.create(ctx, c, r, config)
 	if err != nil {
 		return err
 	}
 	return s.release(ctx, c, p)
+}
+
+// create makes the container's process, which waits for release. One that is restored does not wait.
+func (s *Server) create(ctx context.Context, c *container, r *api.StartRequest, config native.Config) (*process, error) {
+	if r.Restore != nil {
+		return s.restore(ctx, c, r, config)
+	}
+	return s.runtimeOf(c).create(ctx, config)
 }
 
 // release lets a process go that waits for it, once the keeper holds what belongs to it.
@@ -314,7 +330,8 @@ type opened struct {
 }
 
 func openFIFO(dir int, name string, flags int) (opened, error) {
-	fd, err := unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	// Not O_NOFOLLOW, which stays in the flags of the open file: criu opens it anew with these, by a link of /proc.
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
 	if err != nil {
 		return opened{}, &os.PathError{Op: "open", Path: name, Err: err}
 	}

@@ -30,6 +30,8 @@ type Config struct {
 	Listen      string `toml:"listen"`
 	SocketGroup string `toml:"socket_group"`
 
+	Checkpoint Checkpoint `toml:"checkpoint"`
+
 	Log      Log      `toml:"log"`
 	Shim     Shim     `toml:"shim"`
 	Workload Workload `toml:"workload"`
@@ -56,6 +58,12 @@ type Runtime struct {
 	ContainerAnnotations         []string `toml:"container_annotations"`
 	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices"`
 	CgroupWritable               bool     `toml:"cgroup_writable"`
+}
+
+// Checkpoint configures checkpoint and restore.
+type Checkpoint struct {
+	Criu          string `toml:"criu"`
+	RestoreImages bool   `toml:"restore_images"`
 }
 
 // Log says what is logged and how.

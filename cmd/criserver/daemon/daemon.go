@@ -157,7 +157,9 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
 		Handlers: handlersOf(ctx, d.cfg, d.log),
-		CDIDirs:  cdiDirs, Log: d.log,
+		CDIDirs:  cdiDirs,
+		Criu:     d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
+		Log: d.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)

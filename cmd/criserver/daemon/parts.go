@@ -21,7 +21,7 @@ type rootfs struct{ *image.Store }
 // Image implements engine.Rootfs.
 func (r rootfs) Image(ctx context.Context, ref string) (engine.Image, error) {
 	found, err := r.Status(ctx, ref)
-	return engine.Image{ID: found.ID, Ref: found.Ref, Config: found.Config}, err
+	return engine.Image{ID: found.ID, Ref: found.Ref, Config: found.Config, Checkpoint: found.Checkpoint}, err
 }
 
 func openImages(ctx context.Context, cfg config.Config, log *slog.Logger) (*image.Store, error) {

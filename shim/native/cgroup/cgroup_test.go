@@ -410,3 +410,48 @@ func BenchmarkCreateRemove(b *testing.B) {
 	b.ReportMetric(float64(creating.Microseconds())/float64(b.N), "us/create")
 	b.ReportMetric(float64(removing.Microseconds())/float64(b.N), "us/remove")
 }
+
+func TestFreezeAndThaw(t *testing.T) {
+	c := create(t, testRoot(t), nil)
+	count := filepath.Join(t.TempDir(), "count")
+	run(t, c, "while :; do echo x >> "+count+"; sleep 0.01; done")
+	size := func() int64 {
+		info, err := os.Stat(count)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for range 2 { // what is frozen can be frozen
+		if err := c.Freeze(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frozen := size()
+	time.Sleep(100 * time.Millisecond)
+	if now := size(); now != frozen {
+		t.Errorf("a frozen process wrote %d bytes", now-frozen)
+	}
+	for range 2 {
+		if err := c.Thaw(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); size() == frozen; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a thawed process does not go on")
+		}
+	}
+	absent, err := New(c.Path()+"/absent", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := absent.Freeze(ctx); !errdefs.IsNotFound(err) {
+		t.Errorf("freeze of a cgroup that is not there: %v, want not found", err)
+	}
+	if err := absent.Thaw(); err != nil {
+		t.Errorf("thaw of a cgroup that is not there: %v", err)
+	}
+}
