@@ -20,8 +20,9 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 	}
 	c.At("process.cwd")
 	c.Simple(unix.SYS_CLOSE_RANGE, "close_range", stage.Plan, stage.Plan, 0) // a number that was free again
-	c.CloseRange(stage.Extra, 0)                                             // a working directory must not lead out by a descriptor of ours
+	c.CloseRange(c.firstOurs(), 0)                                           // a working directory must not lead out by a descriptor of ours
 	c.workingDirectory(waits)
+	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC) // before a filter that may not allow it
 	if err := c.credentials(); err != nil {
 		return err
 	}
@@ -34,7 +35,7 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.Simple(unix.SYS_IOCTL, "ioctl", 0, unix.TIOCSCTTY, 0)
 	}
 	if waits {
-		c.wait()
+		c.waitForStart()
 	}
 	if c.in.process.NoNewPrivileges {
 		c.At("process.noNewPrivileges")
@@ -42,7 +43,6 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.seccomp()
 	}
 	c.At("process.args")
-	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC)
 	c.execve()
 	return nil
 }
