@@ -60,6 +60,7 @@ demo: build ## a pod with a web server on a temporary daemon, step by step (as r
 install: build ## programs, systemd unit and default configuration; DESTDIR, PREFIX, UNITDIR
 	install -d $(BINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/criserver
 	install -m 0755 $(addprefix bin/,criserver criserver-shim criserver-keeper) $(BINDIR)
+	ln -sf criserver-shim $(BINDIR)/criserver-oci
 	install -D -m 0755 bin/criserver-cni $(DESTDIR)/opt/cni/bin/criserver
 	sed 's#@BINDIR@#$(PREFIX)/bin#' packaging/criserver.service > $(DESTDIR)$(UNITDIR)/criserver.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/criserver.service
@@ -67,7 +68,7 @@ install: build ## programs, systemd unit and default configuration; DESTDIR, PRE
 		install -m 0644 cmd/criserver/config/default.toml $(DESTDIR)/etc/criserver/config.toml
 
 uninstall: ## what install put there, except the configuration; drain and stop the daemon first
-	rm -f $(addprefix $(BINDIR)/,criserver criserver-shim criserver-keeper) $(DESTDIR)/opt/cni/bin/criserver
+	rm -f $(addprefix $(BINDIR)/,criserver criserver-shim criserver-keeper criserver-oci) $(DESTDIR)/opt/cni/bin/criserver
 	rm -f $(DESTDIR)$(UNITDIR)/criserver.service
 
 clean: ## what build and the tests made in the tree

@@ -268,7 +268,7 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 	} else {
 		c.Fsopen(fs, m.Type)
 	}
-	if m.Source != "" && m.Source != m.Type {
+	if m.Source != "" {
 		c.FsconfigString(fs, "source", m.Source)
 	}
 	if err := c.configure(fs, o.filesystem); err != nil {

@@ -122,6 +122,7 @@ func (a *app) make(c *container, spec *specs.Spec, bundle string, o creation) (*
 		return nil, err
 	}
 	spec.Linux.CgroupsPath = c.Cgroup
+	a.withoutKernelMemory(spec)
 	if err := fsx.ReplaceJSON(filepath.Join(c.dir, configFile), spec); err != nil {
 		return nil, err
 	}
@@ -193,6 +194,16 @@ func (c *container) gate() (*native.Gate, error) {
 		files[i].Fd() // blocking: the stage waits in a read
 	}
 	return &native.Gate{Start: files[0], Report: files[1]}, nil
+}
+
+// withoutKernelMemory takes limits away that no kernel has had since 5.16 and that others' configurations still carry.
+func (a *app) withoutKernelMemory(spec *specs.Spec) {
+	r := spec.Linux.Resources
+	if r == nil || r.Memory == nil || r.Memory.Kernel == nil && r.Memory.KernelTCP == nil { //nolint:staticcheck // deprecated, but not gone from specs
+		return
+	}
+	a.warn("linux.resources.memory: kernel and kernelTCP are ignored, the kernel has had no such limits since 5.16")
+	r.Memory.Kernel, r.Memory.KernelTCP = nil, nil //nolint:staticcheck // the same
 }
 
 // giveStdio makes the process's user the owner of its standard streams, so that it can open /dev/stdout anew.
