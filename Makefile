@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest demo install uninstall clean
+.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual
 
 critest: build ## the suite of cri-tools with the native runtime and with runc (as root)
 	$(GO) run ./hack/ci critest critest-runc
+
+kubelet-test: build ## the real kubelet with static pods, and the cost of probes (as root, 15 min)
+	hack/kubelet/run -v -probes 5m -pods 50
 
 demo: build ## a pod with a web server on a temporary daemon, step by step (as root)
 	hack/demo/run
