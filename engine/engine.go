@@ -126,7 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
-	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {
+	if e.host, err = hostFacts(cfg.UnsetSeccomp, cfg.AppArmorProfile); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
