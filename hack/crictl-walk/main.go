@@ -64,7 +64,7 @@ func run(ctx context.Context, place *rig.Place, crictl, out string) error {
 // walk is the state of the run.
 type walk struct {
 	crictl, socket, dir, image string
-	podID, containerID         string
+	podID, containerID, catID  string
 	count                      int
 	body                       bytes.Buffer
 }
@@ -75,6 +75,8 @@ type step struct {
 	args func() []string
 	// check asserts the answer and returns what the page shows of it.
 	check func(answer string) (string, error)
+	// by runs the command; nil: it is only waited for.
+	by *runner
 }
 
 func (w *walk) do(ctx context.Context, s step) error {
@@ -85,15 +87,18 @@ func (w *walk) do(ctx context.Context, s step) error {
 	cmd := exec.CommandContext(ctx, w.crictl, append([]string{"--config", filepath.Join(w.dir, "crictl.yaml")}, args...)...)
 	cmd.Dir = w.dir
 	cmd.Env = []string{"HOME=" + w.dir, "PATH=/usr/bin:/bin"}
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	line := "crictl " + strings.Join(args, " ")
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w: %s", line, err, strings.TrimSpace(stderr.String()))
+	line, run := "crictl "+shown(args), output
+	if s.by != nil {
+		line = s.by.before + line
+		run = func(cmd *exec.Cmd) (string, error) { return s.by.run(ctx, cmd) }
 	}
-	shown, err := s.check(stdout.String())
+	answer, err := run(cmd)
 	if err != nil {
-		return fmt.Errorf("%s: %w; the answer was\n%s%s", line, err, stdout.String(), stderr.String())
+		return fmt.Errorf("%s: %w", line, err)
+	}
+	shown, err := s.check(answer)
+	if err != nil {
+		return fmt.Errorf("%s: %w; the answer was\n%s", line, err, answer)
 	}
 	w.count++
 	fmt.Printf("ok  %s\n", w.hide(line))
@@ -104,7 +109,18 @@ func (w *walk) do(ctx context.Context, s step) error {
 	return nil
 }
 
-// writeConfigs writes the two files that crictl reads.
+// shown is a command line as one types it.
+func shown(args []string) string {
+	words := make([]string, len(args))
+	for i, arg := range args {
+		if words[i] = arg; strings.ContainsAny(arg, " $;&|'") {
+			words[i] = "'" + arg + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// writeConfigs writes the files that crictl reads.
 func (w *walk) writeConfigs() error {
 	if err := os.MkdirAll(filepath.Join(w.dir, "logs"), 0o755); err != nil {
 		return err
@@ -129,7 +145,16 @@ func (w *walk) writeConfigs() error {
 		"labels": map[string]any{"io.kubernetes.pod.name": "walk", "io.kubernetes.pod.namespace": "default"},
 		"linux":  map[string]any{},
 	}
-	for name, content := range map[string]any{"pod.json": pod, "container.json": container} {
+	cat := map[string]any{
+		"metadata":   map[string]any{"name": "cat", "attempt": 0},
+		"image":      map[string]any{"image": w.image},
+		"command":    []string{"cat"},
+		"log_path":   "cat.log",
+		"stdin":      true,
+		"stdin_once": true,
+		"linux":      map[string]any{},
+	}
+	for name, content := range map[string]any{"pod.json": pod, "container.json": container, "cat.json": cat} {
 		text, err := json.MarshalIndent(content, "", "  ")
 		if err != nil {
 			return err
@@ -149,7 +174,7 @@ func (w *walk) page() []byte {
 Identifiers, digests, sizes and times are placeholders. The endpoint is set once, in /etc/crictl.yaml:
 
 ` + "```yaml\nruntime-endpoint: unix:///run/criserver/criserver.sock\nimage-endpoint: unix:///run/criserver/criserver.sock\n```\n\n")
-	for _, name := range []string{"pod.json", "container.json"} {
+	for _, name := range []string{"pod.json", "container.json", "cat.json"} {
 		text, err := os.ReadFile(filepath.Join(w.dir, name))
 		if err == nil {
 			fmt.Fprintf(&b, "`%s`:\n\n```json\n%s```\n\n", name, w.hide(string(text)))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -19,38 +20,80 @@ func (w *walk) steps() []step {
 	pod := func(args ...string) func() []string { return func() []string { return append(args, w.podID) } }
 	container := func(args ...string) func() []string { return func() []string { return append(args, w.containerID) } }
 	fixed := func(args ...string) func() []string { return func() []string { return args } }
-	return []step{
-		{"## Images", fixed("pull", w.image), has("Image is up to date for sha256:")},
-		{"", fixed("images"), table(row{w.repository(), "1.29-2"})},
+	cat := func(args ...string) func() []string { return func() []string { return append(args, w.catID) } }
+	do := func(text string, args func() []string, check func(string) (string, error)) step {
+		return step{text: text, args: args, check: check}
+	}
+	return slices.Concat([]step{
+		do("## Images", fixed("pull", w.image), has("Image is up to date for sha256:")),
+		do("", fixed("images"), table(row{w.repository(), "1.29-2"})),
 
-		{"## A pod and a container", fixed("runp", "pod.json"), id(&w.podID)},
-		{"", func() []string { return []string{"create", w.podID, "container.json", "pod.json"} }, id(&w.containerID)},
-		{"", container("start"), w.echoes(&w.containerID)},
-		{"", fixed("ps"), table(row{"Running", "shell", "walk"})},
-		{"", fixed("pods"), table(row{"Ready", "walk", "default"})},
+		do("## A pod and a container", fixed("runp", "pod.json"), id(&w.podID)),
+		do("", func() []string { return []string{"create", w.podID, "container.json", "pod.json"} }, id(&w.containerID)),
+		do("", container("start"), w.echoes(&w.containerID)),
+		do("", fixed("ps"), table(row{"Running", "shell", "walk"})),
+		do("", fixed("pods"), table(row{"Ready", "walk", "default"})),
 
-		{"## What it is and does", container("inspect"), fields(map[string]any{
+		do("## What it is and does", container("inspect"), fields(map[string]any{
 			"status.state": "CONTAINER_RUNNING", "status.metadata.name": "shell", "status.image.image": w.image, "status.exitCode": 0.0,
-		})},
-		{"", pod("inspectp"), fields(map[string]any{
+		})),
+		do("", pod("inspectp"), fields(map[string]any{
 			"status.state": "SANDBOX_READY", "status.metadata.name": "walk", "status.network.ip": anything, "status.metadata.namespace": "default",
-		})},
-		{"", container("logs"), exactly("hello\n")},
-		{"", func() []string { return []string{"exec", "-s", w.containerID, "cat", "/etc/hostname"} }, exactly("walk\n")},
-
-		{"## The end", container("stop", "--timeout", "10"), w.echoes(&w.containerID)},
-		{"The container exits with the code of its signal handler.", container("inspect"), fields(map[string]any{
+		})),
+		do("", container("logs"), exactly("hello\n")),
+		do("", func() []string { return []string{"exec", "-s", w.containerID, "cat", "/etc/hostname"} }, exactly("walk\n")),
+	}, w.sessions(cat), []step{
+		do("## The end", container("stop", "--timeout", "10"), w.echoes(&w.containerID)),
+		do("The container exits with the code of its signal handler.", container("inspect"), fields(map[string]any{
 			"status.state": "CONTAINER_EXITED", "status.exitCode": 3.0, "status.reason": "Error",
-		})},
-		{"", fixed("ps", "-a"), table(row{"Exited", "shell", "walk"})},
-		{"", container("rm"), w.echoes(&w.containerID)},
-		{"", fixed("ps", "-a"), table()},
-		{"", pod("stopp"), has("Stopped sandbox " + placeholderPod)},
-		{"", fixed("pods"), table(row{"NotReady", "walk", "default"})},
-		{"", pod("rmp"), has("Removed sandbox " + placeholderPod)},
-		{"", fixed("pods"), table()},
-		{"", fixed("rmi", w.image), has("Deleted: " + w.image)},
-		{"", fixed("images"), table()},
+		})),
+		do("", fixed("ps", "-a"), table(row{"Exited", "shell", "walk"})),
+		do("", container("rm"), w.echoes(&w.containerID)),
+		do("", fixed("ps", "-a"), table()),
+		do("", pod("stopp"), has("Stopped sandbox "+placeholderPod)),
+		do("", fixed("pods"), table(row{"NotReady", "walk", "default"})),
+		do("", pod("rmp"), has("Removed sandbox "+placeholderPod)),
+		do("", fixed("pods"), table()),
+		do("", fixed("rmi", w.image), has("Deleted: "+w.image)),
+		do("", fixed("images"), table()),
+	})
+}
+
+// sessions are the verbs that stream.
+func (w *walk) sessions(cat func(...string) func() []string) []step {
+	exec := func(flags ...string) func(command ...string) func() []string {
+		return func(command ...string) func() []string {
+			return func() []string { return slices.Concat([]string{"exec"}, flags, []string{w.containerID}, command) }
+		}
+	}
+	given, terminal, fetching := given("hello"), onTerminal(100, 40, ""), whileFetching("http://127.0.0.1:18080/hostname")
+	return []step{
+		{text: "## Sessions\n\nA command with a stream for its output, one that also takes input, one on a terminal of 40 lines by 100 columns.",
+			args: exec()("cat", "/etc/hostname"), check: exactly("walk\n")},
+		{args: exec("-i")("cat"), check: exactly("hello\n"), by: &given},
+		{args: exec("-it")("stty", "size"), check: exactly("40 100\n"), by: &terminal},
+		{args: exec("--transport", "websocket", "-i")("cat"), check: exactly("hello\n"), by: &given},
+		{text: "A connection to a web server that listens on the pod's own loopback address.",
+			args: exec()("httpd", "-h", "/etc", "-p", "127.0.0.1:8080"), check: exactly("")},
+		{args: func() []string { return []string{"port-forward", w.podID, "18080:8080"} }, check: forwarded("walk\n"), by: &fetching},
+		{args: func() []string { return []string{"port-forward", "--transport", "websocket", w.podID, "18080:8080"} },
+			check: forwarded("walk\n"), by: &fetching},
+		{text: "A container whose standard input ends with that of the first client.",
+			args: func() []string { return []string{"create", w.podID, "cat.json", "pod.json"} }, check: id(&w.catID)},
+		{args: cat("start"), check: w.echoes(&w.catID)},
+		{args: cat("attach", "-i"), check: exactly("hello\n"), by: &given},
+		{args: cat("logs"), check: exactly("hello\n")},
+		{args: cat("rm", "-f"), check: w.echoes(&w.catID)},
+	}
+}
+
+// forwarded expects a fetched page; what port-forward says besides comes in no certain order.
+func forwarded(want string) func(string) (string, error) {
+	return func(answer string) (string, error) {
+		if !strings.HasSuffix(answer, "\n"+want) {
+			return "", fmt.Errorf("want a page that is %q", want)
+		}
+		return answer[strings.LastIndex(answer, "# curl"):], nil
 	}
 }
 
@@ -58,11 +101,12 @@ func (w *walk) steps() []step {
 const (
 	placeholderPod       = "POD"
 	placeholderContainer = "CONTAINER"
+	placeholderCat       = "CAT"
 )
 
 // hide replaces what differs between runs.
 func (w *walk) hide(text string) string {
-	for _, r := range []struct{ id, placeholder string }{{w.podID, placeholderPod}, {w.containerID, placeholderContainer}} {
+	for _, r := range []struct{ id, placeholder string }{{w.podID, placeholderPod}, {w.containerID, placeholderContainer}, {w.catID, placeholderCat}} {
 		if r.id != "" {
 			text = strings.ReplaceAll(text, r.id, r.placeholder)
 			text = strings.ReplaceAll(text, r.id[:13], r.placeholder) // as tables have it

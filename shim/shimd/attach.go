@@ -16,7 +16,7 @@ import (
 
 // tapLimit is how many bytes may wait for a client that is attached, beside those on the way to it (api.Window). One that falls
 // further behind is let go: neither the log nor the workload waits for it.
-const tapLimit = 4 << 20
+const tapLimit = 8 << 20
 
 // errLagging tells such a client what happened.
 var errLagging = fmt.Errorf("detached: the client fell more than %d MiB behind the container's output (the log has all of it): %w",
