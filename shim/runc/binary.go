@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Binary is a program and how it is called.
@@ -57,7 +58,10 @@ func (b Binary) run(ctx context.Context, dir string, s stdio, args ...string) (w
 	if b.SystemdCgroup {
 		global = append(global, "--systemd-cgroup")
 	}
-	cmd := exec.CommandContext(ctx, b.Path, append(global, args...)...)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(b.Path, append(global, args...)...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	for _, f := range []struct {
@@ -68,11 +72,7 @@ func (b Binary) run(ctx context.Context, dir string, s stdio, args ...string) (w
 			f.to(f.file)
 		}
 	}
-	// The signal comes when the thread that forked ends, not the process, so it must be one that lives on.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
+	err = runToEnd(ctx, cmd)
 	text, _ := io.ReadAll(io.LimitReader(log, maxLog))
 	warnings, message := parseLog(text)
 	switch {
@@ -88,6 +88,31 @@ func (b Binary) run(ctx context.Context, dir string, s stdio, args ...string) (w
 		return nil, fmt.Errorf("%s %s: %w, and it does not say why", b.name(), command, err)
 	}
 	return nil, explain(b.name()+" "+command, message)
+}
+
+// runToEnd runs a program. When ctx ends it is ended with all that it has made.
+func runToEnd(ctx context.Context, cmd *exec.Cmd) error {
+	// The signal comes when the thread that forked ends, not the process, so it must be one that lives on.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pidfd := -1
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, PidFD: &pidfd}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	f := &family{pid: cmd.Process.Pid, pidfd: pidfd}
+	killed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		f.kill()
+	})
+	err := cmd.Wait()
+	if !stop() {
+		<-killed
+		f.reap()
+	}
+	return err
 }
 
 // logLine is what is read of a line of a log in JSON, as runc and crun write it.

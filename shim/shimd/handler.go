@@ -31,6 +31,7 @@ func (h handler) create(ctx context.Context, c native.Config) (*process, error) 
 	defer h.s.orphans.expect()()
 	p, err := h.container.Create(ctx, h.s.runtime, c, h.s.config.State)
 	if err != nil {
+		h.s.orphans.suspect()
 		return nil, err
 	}
 	run := fromBinary(p)
@@ -54,6 +55,7 @@ func (h handler) exec(ctx context.Context, c native.ExecConfig) (*process, error
 	defer h.s.orphans.expect()()
 	p, err := h.container.Exec(ctx, c, h.s.config.State)
 	if err != nil {
+		h.s.orphans.suspect()
 		return nil, err
 	}
 	return fromBinary(p), nil

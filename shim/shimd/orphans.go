@@ -22,6 +22,8 @@ type orphans struct {
 	every time.Duration      // how often strays are looked for
 	after time.Duration      // how long an ended child is left to who may be about to reap it
 
+	soon chan struct{} // something went wrong: strays are looked for at once
+
 	mu       sync.Mutex // guards what follows; nothing blocks while it is held
 	expected int
 	sweeping bool
@@ -48,6 +50,14 @@ func (o *orphans) expect() (done func()) {
 	}
 }
 
+// suspect has strays looked for at once: one that lies there keeps the pid namespace of its container from ending.
+func (o *orphans) suspect() {
+	select {
+	case o.soon <- struct{}{}:
+	default:
+	}
+}
+
 // sweep reaps strays for as long as the shim lives, once there can be any.
 func (o *orphans) sweep() {
 	ticker := time.NewTicker(o.every)
@@ -55,6 +65,7 @@ func (o *orphans) sweep() {
 	for {
 		select {
 		case <-ticker.C:
+		case <-o.soon:
 		case <-o.ctx.Done():
 			return
 		}

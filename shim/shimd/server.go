@@ -108,7 +108,7 @@ func newServer(ctx context.Context, c Config, rt runtime, sock *os.File, keeperP
 	}
 	s.link = newLink(sock, keeperPID, func() (*os.File, int, error) { return spawnKeeper(c, watch) }, c.Log)
 	s.pool = &slotPool{hold: s.link.put}
-	s.orphans = &orphans{ctx: ctx, known: s.awaits, every: 30 * time.Second, after: 5 * time.Second}
+	s.orphans = &orphans{ctx: ctx, known: s.awaits, soon: make(chan struct{}, 1), every: 30 * time.Second, after: 5 * time.Second}
 	go watch.run()
 	go s.link.run(ctx)
 	return s, nil
