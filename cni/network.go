@@ -256,7 +256,7 @@ func (n *Network) attachBuiltin(ctx context.Context, r *record) (Result, error) 
 		return Result{}, errors.Join(err, n.plugin.Detach(id, r.Builtin, nil))
 	}
 	n.know(r)
-	ns, err := n.pool.Get()
+	ns, err := n.namespace(r.Request)
 	if err != nil {
 		return Result{}, err
 	}
@@ -276,7 +276,7 @@ func (n *Network) attachConflist(ctx context.Context, r *record) (Result, error)
 	if err := n.put(r); err != nil {
 		return Result{}, err
 	}
-	ns, err := n.pool.Get()
+	ns, err := n.namespace(r.Request)
 	if err != nil {
 		return Result{}, err
 	}

@@ -20,6 +20,9 @@ type Request struct {
 	Annotations  map[string]string `json:"annotations,omitempty"`
 	CgroupParent string            `json:"cgroupParent,omitempty"`
 	DNS          *DNS              `json:"dns,omitempty"` // told to plugins that ask for it
+	// MadeNetns is where a network namespace can be opened that was made for the pod, since a user namespace of the pod's owns it.
+	// Empty: one is made.
+	MadeNetns string `json:"-"`
 }
 
 // DNS is the content of a pod's resolv.conf.

@@ -160,11 +160,9 @@ func mountOf(at string, m *runtime.Mount) (spec.Mount, error) {
 	if m.GetImage().GetImage() != "" || m.GetImageSubPath() != "" {
 		return spec.Mount{}, unsupported(at+".image", "image volumes")
 	}
-	if len(m.GetUidMappings()) > 0 {
-		return spec.Mount{}, unsupported(at+".uidMappings", "idmapped mounts")
-	}
-	if len(m.GetGidMappings()) > 0 {
-		return spec.Mount{}, unsupported(at+".gidMappings", "idmapped mounts")
+	uids, gids, err := mountMappings(at, m)
+	if err != nil {
+		return spec.Mount{}, err
 	}
 	source, err := absolute(at+".host_path", m.GetHostPath())
 	if err != nil {
@@ -193,7 +191,7 @@ func mountOf(at string, m *runtime.Mount) (spec.Mount, error) {
 	}
 	return spec.Mount{
 		Source: source, Target: target, Readonly: m.GetReadonly(), RecursiveReadonly: m.GetRecursiveReadOnly(),
-		Propagation: propagation, SELinuxRelabel: m.GetSelinuxRelabel(), Options: m.GetMountOptions(),
+		Propagation: propagation, SELinuxRelabel: m.GetSelinuxRelabel(), Options: m.GetMountOptions(), UIDs: uids, GIDs: gids,
 	}, nil
 }
 

@@ -255,7 +255,7 @@ func nanoseconds(t time.Time) int64 {
 func criMount(m spec.Mount) *runtime.Mount {
 	mount := &runtime.Mount{
 		HostPath: m.Source, ContainerPath: m.Target, Readonly: m.Readonly, RecursiveReadOnly: m.RecursiveReadonly,
-		SelinuxRelabel: m.SELinuxRelabel, MountOptions: m.Options,
+		SelinuxRelabel: m.SELinuxRelabel, MountOptions: m.Options, UidMappings: criMappings(m.UIDs), GidMappings: criMappings(m.GIDs),
 	}
 	for value, name := range propagations {
 		if name == m.Propagation {

@@ -132,6 +132,8 @@ func newFakeShims() *fakeShims {
 	return &fakeShims{changed: make(chan struct{}), procs: map[string]*api.Container{}}
 }
 
+func (s *fakeShims) MapsOwners(context.Context, string) error { return nil }
+
 func (s *fakeShims) Info(context.Context) (*api.InfoResponse, error) {
 	return &api.InfoResponse{Instance: "one"}, nil
 }

@@ -150,7 +150,7 @@ func networkStatus(pod engine.PodStatus) *runtime.PodSandboxNetworkStatus {
 
 func namespaceOptions(n spec.Namespaces) *runtime.NamespaceOption {
 	return &runtime.NamespaceOption{
-		Network: modeOf(n.Network), Pid: modeOf(n.PID), Ipc: modeOf(n.IPC), TargetId: n.Target,
+		Network: modeOf(n.Network), Pid: modeOf(n.PID), Ipc: modeOf(n.IPC), TargetId: n.Target, UsernsOptions: criUserNamespace(n.User),
 	}
 }
 

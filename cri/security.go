@@ -50,6 +50,10 @@ func podSecurity(context *runtime.LinuxSandboxSecurityContext) (spec.Security, e
 	if s.Namespaces.PID == spec.ModeTarget {
 		return spec.Security{}, invalid(at+".namespace_options.pid", "TARGET is for containers only")
 	}
+	s.Namespaces.User, err = userNamespaceOf(at+".namespace_options.userns_options", context.GetNamespaceOptions().GetUsernsOptions())
+	if err != nil {
+		return spec.Security{}, err
+	}
 	return s, nil
 }
 
@@ -89,9 +93,13 @@ func containerSecurity(context *runtime.LinuxContainerSecurityContext, pod spec.
 		return spec.Security{}, err
 	}
 	if options := context.GetNamespaceOptions(); options != nil {
-		s.Namespaces, err = namespacesOf(at+".namespace_options", options)
+		if s.Namespaces, err = namespacesOf(at+".namespace_options", options); err != nil {
+			return spec.Security{}, err
+		}
+		err = sameUserNamespace(at+".namespace_options.userns_options", options.GetUsernsOptions(), pod.User)
 	} else {
 		s.Namespaces = pod
+		s.Namespaces.User = nil // it is the pod's in any case
 	}
 	return s, err
 }
@@ -220,19 +228,5 @@ func namespacesOf(at string, options *runtime.NamespaceOption) (spec.Namespaces,
 			return n, required(at + ".target_id")
 		}
 	}
-	return n, checkUserNamespace(at+".userns_options", options.GetUsernsOptions())
-}
-
-func checkUserNamespace(at string, options *runtime.UserNamespace) error {
-	switch {
-	case options == nil:
-		return nil
-	case options.GetMode() == runtime.NamespaceMode_POD:
-		return unsupported(at, "user namespaces")
-	case options.GetMode() != runtime.NamespaceMode_NODE:
-		return invalid(at+".mode", "%s: only POD and NODE are known", options.GetMode())
-	case len(options.GetUids())+len(options.GetGids()) > 0:
-		return invalid(at, "mode NODE has no mappings")
-	}
-	return nil
+	return n, nil
 }

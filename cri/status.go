@@ -30,13 +30,14 @@ func (s *runtimeService) Version(context.Context, *runtime.VersionRequest) (*run
 // Status implements RuntimeService.
 func (s *runtimeService) Status(ctx context.Context, r *runtime.StatusRequest) (*runtime.StatusResponse, error) {
 	shim, network := s.engine.Ready(ctx)
+	users := s.engine.UserNamespaces(ctx) == nil
 	response := &runtime.StatusResponse{
 		Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{
 			condition(runtime.RuntimeReady, "ShimNotReady", shim),
 			condition(runtime.NetworkReady, "NetworkNotReady", network),
 		}},
-		RuntimeHandlers: handlersOf(s.engine.Handlers()),
-		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		RuntimeHandlers: handlersOf(s.engine.Handlers(), users),
+		Features:        &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: users},
 	}
 	if !r.GetVerbose() {
 		return response, nil
@@ -75,9 +76,11 @@ func checkHandler(e *engine.Engine, field, name string) error {
 
 // handlersOf says what is known of the handlers, the default one with the empty name first. One that cannot be used is
 // left out: kubelet takes what is listed for what it can have.
-func handlersOf(handlers map[string]engine.Handler) []*runtime.RuntimeHandler {
+func handlersOf(handlers map[string]engine.Handler, users bool) []*runtime.RuntimeHandler {
 	one := func(name string, h engine.Handler) *runtime.RuntimeHandler {
-		return &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadonly}}
+		return &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: h.RecursiveReadonly, UserNamespaces: users && h.UserNamespaces,
+		}}
 	}
 	all := []*runtime.RuntimeHandler{one("", handlers[engine.NativeHandler])}
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {

@@ -54,7 +54,7 @@ func message(t *testing.T, name string, m proto.Message) {
 }
 
 func TestGoldenPods(t *testing.T) {
-	for _, name := range []string{"pod-minimal", "pod-full", "pod-host"} {
+	for _, name := range []string{"pod-minimal", "pod-full", "pod-host", "pod-user"} {
 		t.Run(name, func(t *testing.T) {
 			var config runtime.PodSandboxConfig
 			message(t, name+".in.json", &config)
@@ -132,11 +132,6 @@ func TestPodErrors(t *testing.T) {
 		"invalid config.linux.security_context.namespace_options.pid": func(c *runtime.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid = 77
 		},
-		"unsupported config.linux.security_context.namespace_options.userns_options: user namespaces": func(c *runtime.PodSandboxConfig) {
-			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{
-				Mode: runtime.NamespaceMode_POD, Uids: []*runtime.IDMapping{{HostId: 65536, Length: 65536}},
-			}
-		},
 		"invalid config.linux.security_context.namespace_options.userns_options.mode": func(c *runtime.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_CONTAINER}
 		},
@@ -209,8 +204,8 @@ func TestContainerErrors(t *testing.T) {
 		"invalid config.mounts[0].propagation":              mount(func(m *runtime.Mount) { m.Propagation = 9 }),
 		"invalid config.mounts[0].mount_options: \"rw\"":    mount(func(m *runtime.Mount) { m.MountOptions = []string{"rw"} }),
 		"unsupported config.mounts[0].image":                mount(func(m *runtime.Mount) { m.Image = &runtime.ImageSpec{Image: "a"} }),
-		"unsupported config.mounts[0].uidMappings":          mount(func(m *runtime.Mount) { m.UidMappings = []*runtime.IDMapping{{}} }),
-		"unsupported config.mounts[0].gidMappings":          mount(func(m *runtime.Mount) { m.GidMappings = []*runtime.IDMapping{{}} }),
+		"invalid config.mounts[0].uidMappings[0].length":    mount(func(m *runtime.Mount) { m.UidMappings = []*runtime.IDMapping{{}} }),
+		"invalid config.mounts[0].uidMappings: required":    mount(func(m *runtime.Mount) { m.GidMappings = []*runtime.IDMapping{{}} }),
 		"invalid config.mounts[0].recursive_read_only: needs readonly": mount(func(m *runtime.Mount) {
 			m.RecursiveReadOnly, m.Readonly = true, false
 		}),

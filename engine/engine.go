@@ -32,6 +32,7 @@ type Engine struct {
 	host  spec.Host
 	ops   *operations
 	probe criuProbe
+	users probed
 
 	// ctx is that of operations and loops. Close ends it.
 	ctx    context.Context
@@ -126,7 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
-	if e.host, err = hostFacts(cfg.UnsetSeccomp, cfg.AppArmorProfile); err != nil {
+	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))

@@ -309,6 +309,8 @@ func (f fakeShims) reach(name string) (func(error) error, error) {
 	return f.enter(name)
 }
 
+func (f fakeShims) MapsOwners(context.Context, string) error { return nil }
+
 func (f fakeShims) Info(context.Context) (*api.InfoResponse, error) {
 	answer, err := f.reach("Info")
 	if err != nil {

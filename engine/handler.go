@@ -23,6 +23,8 @@ type Handler struct {
 
 	// RecursiveReadonly: mounts can be read-only with all that is mounted below them.
 	RecursiveReadonly bool
+	// UserNamespaces: pods can have user namespaces, if the node can.
+	UserNamespaces bool
 	// Problem is why the handler cannot be used; nil when it can.
 	Problem error
 }
@@ -36,7 +38,7 @@ func (c *Config) completeHandlers() {
 	if c.Handlers == nil {
 		c.Handlers = map[string]Handler{}
 	}
-	c.Handlers[NativeHandler] = Handler{RecursiveReadonly: true}
+	c.Handlers[NativeHandler] = Handler{RecursiveReadonly: true, UserNamespaces: true}
 }
 
 // handler finds the handler of a pod by its name, which may be empty.

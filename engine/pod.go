@@ -61,8 +61,12 @@ func (e *Engine) checkPod(p *spec.Pod) error {
 	case p.LogDirectory != "" && !filepath.IsAbs(p.LogDirectory):
 		return bad("log directory %q: must be absolute", p.LogDirectory)
 	}
-	if err := e.CheckHandler(p.Handler); err != nil {
+	h, err := e.handler(p.Handler)
+	switch {
+	case err != nil:
 		return err
+	case p.Security.Namespaces.User != nil && !h.UserNamespaces:
+		return bad("user namespace: runtime handler %q has none; use that of this node's own runtime, %q", p.Handler, NativeHandler)
 	}
 	if p.CgroupParent == "" {
 		// Nobody has made a cgroup with the pod's limits, so it is ours to make.
@@ -156,40 +160,61 @@ func (e *Engine) bringUp(ctx context.Context, record podRecord) error {
 	if err != nil {
 		return err
 	}
+	if p.Security.Namespaces.User != nil {
+		if err := e.UserNamespaces(ctx); err != nil {
+			return err
+		}
+	}
 	if err := makeDir(e.store.podDir(p.ID), 0o700); err != nil {
 		return fmt.Errorf("pod's directory: %w", err)
 	}
 	if err := e.store.savePod(record); err != nil {
 		return err
 	}
-	var network cni.Result
-	var holder int32
-	g, gctx := errgroup.WithContext(ctx)
-	namespaces := func(netns string) error {
-		answer, err := e.startNamespaces(gctx, &p, netns, sysctls)
-		holder = answer.GetHolderPid()
-		return err
-	}
-	// Namespaces wait for the network only when there are sysctls to set in it.
-	early := !p.OwnNetwork() || !hasNetSysctl(sysctls)
-	g.Go(func() error {
-		var err error
-		if network, err = e.attach(gctx, &p); err != nil || early {
-			return err
-		}
-		return namespaces(network.Netns)
-	})
-	if early {
-		g.Go(func() error { return namespaces("") })
-	}
-	g.Go(func() error { return writeResolver(e.store.podDir(p.ID), &p) })
-	if err := g.Wait(); err != nil {
+	network, holder, err := e.makeNamespaces(ctx, &p, sysctls)
+	if err != nil {
 		return err
 	}
 	if err := writeHosts(e.store.podDir(p.ID), &p, network.IPs); err != nil {
 		return err
 	}
 	return e.podReady(p.ID, network, int(holder))
+}
+
+// makeNamespaces makes what the pod's containers share, network and resolv.conf included.
+func (e *Engine) makeNamespaces(ctx context.Context, p *spec.Pod, sysctls map[string]string) (network cni.Result, holder int32, err error) {
+	g, gctx := errgroup.WithContext(ctx)
+	namespaces := func(netns string) (string, error) {
+		answer, err := e.startNamespaces(gctx, p, netns, sysctls)
+		holder = answer.GetHolderPid()
+		return answer.GetNetns(), err
+	}
+	// Namespaces wait for the network only when there are sysctls to set in it, the network for the namespaces when its own is one
+	// that the pod's user namespace owns.
+	owned := p.Security.Namespaces.User != nil
+	early := !owned && (!p.OwnNetwork() || !hasNetSysctl(sysctls))
+	g.Go(func() (err error) {
+		var netns string
+		if owned {
+			if netns, err = namespaces(""); err != nil {
+				return err
+			}
+		}
+		if network, err = e.attach(gctx, p, netns); err != nil || owned || early {
+			return err
+		}
+		_, err = namespaces(network.Netns)
+		return err
+	})
+	if early {
+		g.Go(func() error {
+			_, err := namespaces("")
+			return err
+		})
+	}
+	g.Go(func() error { return writeResolver(e.store.podDir(p.ID), p) })
+	err = g.Wait()
+	return network, holder, err
 }
 
 // podReady records what a pod was given and lets containers in.
@@ -214,8 +239,8 @@ func hasNetSysctl(sysctls map[string]string) bool {
 	return false
 }
 
-// attach gives a pod its network namespace, unless it is in the host's.
-func (e *Engine) attach(ctx context.Context, p *spec.Pod) (cni.Result, error) {
+// attach gives a pod its network namespace, unless it is in the host's. netns is where it can be opened, if it is there.
+func (e *Engine) attach(ctx context.Context, p *spec.Pod, netns string) (cni.Result, error) {
 	if !p.OwnNetwork() {
 		return cni.Result{}, nil
 	}
@@ -223,6 +248,7 @@ func (e *Engine) attach(ctx context.Context, p *spec.Pod) (cni.Result, error) {
 	if err != nil {
 		return cni.Result{}, err
 	}
+	request.MadeNetns = netns
 	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
 	result, err := e.cfg.Network.Attach(ctx, request)
@@ -279,7 +305,10 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 	if r.Ipc {
 		r.ShmSize = spec.ShmSize
 	}
-	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 && r.PodCgroup == "" {
+	if u := p.Security.Namespaces.User; u != nil {
+		r.UidMappings, r.GidMappings, r.Network = wireMappings(u.UIDs), wireMappings(u.GIDs), p.OwnNetwork()
+	}
+	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 && r.PodCgroup == "" && len(r.UidMappings) == 0 {
 		return nil, nil
 	}
 	var answer *api.StartPodResponse
@@ -291,6 +320,14 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 		return nil, fmt.Errorf("make the pod's namespaces: %w", err)
 	}
 	return answer, nil
+}
+
+func wireMappings(mappings []spec.IDMapping) []*api.IDMapping {
+	var all []*api.IDMapping
+	for _, m := range mappings {
+		all = append(all, &api.IDMapping{ContainerId: m.Container, HostId: m.Host, Size: m.Size})
+	}
+	return all
 }
 
 // StopPod kills the containers of a pod and lets go of its network and namespaces. An unknown pod is no error.

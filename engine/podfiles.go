@@ -28,7 +28,7 @@ func writeHosts(dir string, p *spec.Pod, ips []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, hostnameFile), []byte(hostname+"\n"), 0o644); err != nil {
+	if err := writePodFile(filepath.Join(dir, hostnameFile), p, []byte(hostname+"\n")); err != nil {
 		return err
 	}
 	content := hosts(hostname, ips)
@@ -40,7 +40,18 @@ func writeHosts(dir string, p *spec.Pod, ips []netip.Addr) error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(dir, hostsFile), content, 0o644)
+	return writePodFile(filepath.Join(dir, hostsFile), p, content)
+}
+
+// writePodFile writes a file that belongs to root in the pod.
+func writePodFile(path string, p *spec.Pod, content []byte) error {
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		return err
+	}
+	if uid, gid := p.Root(); uid != 0 || gid != 0 {
+		return os.Chown(path, uid, gid)
+	}
+	return nil
 }
 
 func podHostname(p *spec.Pod) (string, error) {
@@ -74,7 +85,7 @@ func writeResolver(dir string, p *spec.Pod) error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(dir, resolverFile), content, 0o644)
+	return writePodFile(filepath.Join(dir, resolverFile), p, content)
 }
 
 func resolver(dns *spec.DNS) ([]byte, error) {

@@ -73,6 +73,8 @@ type Network interface {
 // that leaves the process. Errors are of errdefs kinds; errdefs.ErrUnavailable means that the shim could not be reached.
 type Shims interface {
 	Info(ctx context.Context) (*api.InfoResponse, error)
+	// MapsOwners is nil when containers can have user namespaces, with layers in the directory; ErrFailedPrecondition says why not.
+	MapsOwners(ctx context.Context, layers string) error
 	StartPod(ctx context.Context, r *api.StartPodRequest) (*api.StartPodResponse, error)
 	StopPod(ctx context.Context, podID string) error
 	Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error)

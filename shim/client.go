@@ -179,6 +179,17 @@ func (c *Client) Info(ctx context.Context) (*api.InfoResponse, error) {
 	})
 }
 
+// MapsOwners is nil when containers can have user namespaces, with layers in the directory.
+func (c *Client) MapsOwners(ctx context.Context, layers string) error {
+	info, err := call(ctx, c, func(ctx context.Context, s api.ShimClient) (*api.InfoResponse, error) {
+		return s.Info(ctx, &api.InfoRequest{Layers: layers})
+	})
+	if err == nil && !info.UserNamespaces {
+		err = fmt.Errorf("%s: %w", info.NoUserNamespaces, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
 // StartPod makes the namespaces that a pod's containers share.
 func (c *Client) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.StartPodResponse, error) {
 	return call(ctx, c, func(ctx context.Context, s api.ShimClient) (*api.StartPodResponse, error) { return s.StartPod(ctx, r) })

@@ -64,7 +64,7 @@ func LowestVersion(s *specs.Spec) string {
 		}
 	}
 	for _, m := range s.Mounts {
-		if slices.Contains(m.Options, "rro") {
+		if slices.Contains(m.Options, "rro") || len(m.UIDMappings) > 0 {
 			version = "1.1.0"
 		}
 	}
@@ -99,6 +99,9 @@ func (b *builder) namespaces(s *specs.Spec) error {
 		return invalid("pod's ipc namespace %q: must be pod, container or node", pod.IPC)
 	}
 	if err := b.pidNamespace(add, join); err != nil {
+		return err
+	}
+	if err := b.userNamespace(s); err != nil {
 		return err
 	}
 	// A privileged container manages the host's cgroups and must see them.

@@ -96,6 +96,9 @@ func (b *builder) askedMounts(s *specs.Spec) ([]specs.Mount, error) {
 		if err != nil {
 			return nil, err
 		}
+		if m.Propagation == "rshared" && b.in.Pod.Security.Namespaces.User != nil {
+			return nil, invalid("mount at %s is rshared: a pod with a user namespace cannot pass mounts on to the host", mount.Destination)
+		}
 		if seen[mount.Destination] {
 			return nil, invalid("mount target %s is given twice", mount.Destination)
 		}
@@ -152,7 +155,9 @@ func bindMount(m Mount) (specs.Mount, error) {
 		}
 		options = append(options, option)
 	}
-	return specs.Mount{Destination: target, Type: "bind", Source: m.Source, Options: options}, nil
+	return specs.Mount{
+		Destination: target, Type: "bind", Source: m.Source, Options: options, UIDMappings: ociMappings(m.UIDs), GIDMappings: ociMappings(m.GIDs),
+	}, nil
 }
 
 // mountOptions are what a client may add to a bind mount: none that undoes what the other fields say.

@@ -7,8 +7,12 @@ import "strings"
 func PodSysctls(p *Pod, defaults map[string]string) (map[string]string, error) {
 	out := map[string]string{}
 	for name, value := range defaults {
-		if sysctlDenied(p, name) == "" {
-			out[name] = value
+		if sysctlDenied(p, name) != "" {
+			continue
+		}
+		out[name] = value
+		if u := p.Security.Namespaces.User; u != nil && name == pingGroups {
+			out[name] = mappedPingGroups(u)
 		}
 	}
 	for name, value := range p.Sysctls {

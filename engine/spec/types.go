@@ -25,6 +25,21 @@ type Namespaces struct {
 	IPC     Mode `json:"ipc,omitempty"`
 	// Target is the container whose pid namespace is joined with ModeTarget.
 	Target string `json:"target,omitempty"`
+	// User is the user namespace of a pod and its containers; nil is the host's.
+	User *UserNamespace `json:"user,omitempty"`
+}
+
+// UserNamespace is what the ids of a user namespace are on the host.
+type UserNamespace struct {
+	UIDs []IDMapping `json:"uids"`
+	GIDs []IDMapping `json:"gids"`
+}
+
+// IDMapping maps a range of ids.
+type IDMapping struct {
+	Container uint32 `json:"container"`
+	Host      uint32 `json:"host"`
+	Size      uint32 `json:"size"`
 }
 
 // PortMapping publishes a port of a pod on the host. Protocol is tcp, udp or sctp; HostIP "" is every address.
@@ -104,9 +119,13 @@ type Mount struct {
 	Readonly          bool   `json:"readonly,omitempty"`
 	RecursiveReadonly bool   `json:"recursiveReadonly,omitempty"`
 	// Propagation is "private" (also ""), "rslave" or "rshared".
-	Propagation    string   `json:"propagation,omitempty"`
-	SELinuxRelabel bool     `json:"selinuxRelabel,omitempty"`
-	Options        []string `json:"options,omitempty"`
+	Propagation    string `json:"propagation,omitempty"`
+	SELinuxRelabel bool   `json:"selinuxRelabel,omitempty"`
+	// UIDs and GIDs map the owners of files: what is Host on the disk is Container in a container without a user namespace, and
+	// in one with a user namespace what Container is there.
+	UIDs    []IDMapping `json:"uids,omitempty"`
+	GIDs    []IDMapping `json:"gids,omitempty"`
+	Options []string    `json:"options,omitempty"`
 }
 
 // Device is a device node of the host made known to a container. Permissions are of "rwm".

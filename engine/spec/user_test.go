@@ -153,3 +153,17 @@ func TestPodSysctls(t *testing.T) {
 		t.Errorf("a pod in the host's network would set %v (%v)", got, err)
 	}
 }
+
+func TestSysctlsOfUserNamespace(t *testing.T) {
+	defaults := map[string]string{pingGroups: "0 2147483647"}
+	for want, gids := range map[string][]IDMapping{
+		"0 65535": {{0, 100000, 65536}},
+		"0 1999":  {{1000, 5000, 1000}, {0, 100000, 1000}, {5000, 1, 1}},
+	} {
+		p := &Pod{Security: Security{Namespaces: Namespaces{User: &UserNamespace{GIDs: gids}}}}
+		got, err := PodSysctls(p, defaults)
+		if err != nil || got[pingGroups] != want {
+			t.Errorf("%v: %v, %v, want %s", gids, got, err, want)
+		}
+	}
+}

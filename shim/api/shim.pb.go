@@ -72,6 +72,7 @@ func (LogFormat) EnumDescriptor() ([]byte, []int) {
 
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Layers        string                 `protobuf:"bytes,40,opt,name=layers,proto3" json:"layers,omitempty"` // a directory of layers, for user_namespaces; empty: it is not asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -106,14 +107,24 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 	return file_shim_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *InfoRequest) GetLayers() string {
+	if x != nil {
+		return x.Layers
+	}
+	return ""
+}
+
 type InfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"` // differs for each process that ever served the socket
-	Pid           int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	KeeperPid     int32                  `protobuf:"varint,3,opt,name=keeper_pid,json=keeperPid,proto3" json:"keeper_pid,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Instance  string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"` // differs for each process that ever served the socket
+	Pid       int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	KeeperPid int32                  `protobuf:"varint,3,opt,name=keeper_pid,json=keeperPid,proto3" json:"keeper_pid,omitempty"`
+	Version   string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	// Whether containers can have user namespaces, with layers in the directory asked for; if not, why.
+	UserNamespaces   bool   `protobuf:"varint,40,opt,name=user_namespaces,json=userNamespaces,proto3" json:"user_namespaces,omitempty"`
+	NoUserNamespaces string `protobuf:"bytes,41,opt,name=no_user_namespaces,json=noUserNamespaces,proto3" json:"no_user_namespaces,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
@@ -174,19 +185,38 @@ func (x *InfoResponse) GetVersion() string {
 	return ""
 }
 
+func (x *InfoResponse) GetUserNamespaces() bool {
+	if x != nil {
+		return x.UserNamespaces
+	}
+	return false
+}
+
+func (x *InfoResponse) GetNoUserNamespaces() string {
+	if x != nil {
+		return x.NoUserNamespaces
+	}
+	return ""
+}
+
 type StartPodRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PodId         string                 `protobuf:"bytes,1,opt,name=pod_id,json=podId,proto3" json:"pod_id,omitempty"`
-	Netns         string                 `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"` // path of the network namespace in which net.* sysctls are set; empty: the host's
-	Ipc           bool                   `protobuf:"varint,3,opt,name=ipc,proto3" json:"ipc,omitempty"`    // make an ipc namespace
-	Uts           bool                   `protobuf:"varint,4,opt,name=uts,proto3" json:"uts,omitempty"`    // make a uts namespace with this hostname
-	Hostname      string                 `protobuf:"bytes,5,opt,name=hostname,proto3" json:"hostname,omitempty"`
-	Pid           bool                   `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`                                   // make a pid namespace, with a holder as its init
-	CgroupsPath   string                 `protobuf:"bytes,7,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"` // where the holder goes, as linux.cgroupsPath of the OCI spec
-	Sysctls       map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ShmSize       int64                  `protobuf:"varint,9,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`                // bytes of a tmpfs for /dev/shm that the containers share; 0: none
-	PodCgroup     string                 `protobuf:"bytes,30,opt,name=pod_cgroup,json=podCgroup,proto3" json:"pod_cgroup,omitempty"`          // a cgroup to make for the pod as a whole, above those of its containers; empty: none
-	PodResources  []byte                 `protobuf:"bytes,31,opt,name=pod_resources,json=podResources,proto3" json:"pod_resources,omitempty"` // its limits: linux.resources of the OCI spec, JSON
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	PodId        string                 `protobuf:"bytes,1,opt,name=pod_id,json=podId,proto3" json:"pod_id,omitempty"`
+	Netns        string                 `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"` // path of the network namespace in which net.* sysctls are set; empty: the host's
+	Ipc          bool                   `protobuf:"varint,3,opt,name=ipc,proto3" json:"ipc,omitempty"`    // make an ipc namespace
+	Uts          bool                   `protobuf:"varint,4,opt,name=uts,proto3" json:"uts,omitempty"`    // make a uts namespace with this hostname
+	Hostname     string                 `protobuf:"bytes,5,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Pid          bool                   `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`                                   // make a pid namespace, with a holder as its init
+	CgroupsPath  string                 `protobuf:"bytes,7,opt,name=cgroups_path,json=cgroupsPath,proto3" json:"cgroups_path,omitempty"` // where the holder goes, as linux.cgroupsPath of the OCI spec
+	Sysctls      map[string]string      `protobuf:"bytes,8,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ShmSize      int64                  `protobuf:"varint,9,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`                // bytes of a tmpfs for /dev/shm that the containers share; 0: none
+	PodCgroup    string                 `protobuf:"bytes,30,opt,name=pod_cgroup,json=podCgroup,proto3" json:"pod_cgroup,omitempty"`          // a cgroup to make for the pod as a whole, above those of its containers; empty: none
+	PodResources []byte                 `protobuf:"bytes,31,opt,name=pod_resources,json=podResources,proto3" json:"pod_resources,omitempty"` // its limits: linux.resources of the OCI spec, JSON
+	// With mappings the pod has a user namespace, which owns its ipc and uts namespaces. Where netns names one that a user
+	// namespace owns, and the pod has none, that one is taken.
+	UidMappings   []*IDMapping `protobuf:"bytes,40,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
+	GidMappings   []*IDMapping `protobuf:"bytes,41,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
+	Network       bool         `protobuf:"varint,42,opt,name=network,proto3" json:"network,omitempty"` // with mappings: make a network namespace that the user namespace owns, unless netns names it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -298,9 +328,31 @@ func (x *StartPodRequest) GetPodResources() []byte {
 	return nil
 }
 
+func (x *StartPodRequest) GetUidMappings() []*IDMapping {
+	if x != nil {
+		return x.UidMappings
+	}
+	return nil
+}
+
+func (x *StartPodRequest) GetGidMappings() []*IDMapping {
+	if x != nil {
+		return x.GidMappings
+	}
+	return nil
+}
+
+func (x *StartPodRequest) GetNetwork() bool {
+	if x != nil {
+		return x.Network
+	}
+	return false
+}
+
 type StartPodResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HolderPid     int32                  `protobuf:"varint,1,opt,name=holder_pid,json=holderPid,proto3" json:"holder_pid,omitempty"` // 0 when there is none
+	Netns         string                 `protobuf:"bytes,40,opt,name=netns,proto3" json:"netns,omitempty"`                          // where the network namespace that was made can be opened, until StopPod or the end of this shim
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -342,6 +394,74 @@ func (x *StartPodResponse) GetHolderPid() int32 {
 	return 0
 }
 
+func (x *StartPodResponse) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+// IDMapping says what the ids of a user namespace are on the host.
+type IDMapping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   uint32                 `protobuf:"varint,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	HostId        uint32                 `protobuf:"varint,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Size          uint32                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDMapping) Reset() {
+	*x = IDMapping{}
+	mi := &file_shim_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDMapping) ProtoMessage() {}
+
+func (x *IDMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
+func (*IDMapping) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *IDMapping) GetContainerId() uint32 {
+	if x != nil {
+		return x.ContainerId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetHostId() uint32 {
+	if x != nil {
+		return x.HostId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type StopPodRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PodId         string                 `protobuf:"bytes,1,opt,name=pod_id,json=podId,proto3" json:"pod_id,omitempty"`
@@ -351,7 +471,7 @@ type StopPodRequest struct {
 
 func (x *StopPodRequest) Reset() {
 	*x = StopPodRequest{}
-	mi := &file_shim_proto_msgTypes[4]
+	mi := &file_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +483,7 @@ func (x *StopPodRequest) String() string {
 func (*StopPodRequest) ProtoMessage() {}
 
 func (x *StopPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[4]
+	mi := &file_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +496,7 @@ func (x *StopPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopPodRequest.ProtoReflect.Descriptor instead.
 func (*StopPodRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{4}
+	return file_shim_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StopPodRequest) GetPodId() string {
@@ -394,7 +514,7 @@ type StopPodResponse struct {
 
 func (x *StopPodResponse) Reset() {
 	*x = StopPodResponse{}
-	mi := &file_shim_proto_msgTypes[5]
+	mi := &file_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +526,7 @@ func (x *StopPodResponse) String() string {
 func (*StopPodResponse) ProtoMessage() {}
 
 func (x *StopPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[5]
+	mi := &file_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +539,7 @@ func (x *StopPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopPodResponse.ProtoReflect.Descriptor instead.
 func (*StopPodResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_proto_rawDescGZIP(), []int{6}
 }
 
 type Mount struct {
@@ -433,7 +553,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_shim_proto_msgTypes[6]
+	mi := &file_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +565,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[6]
+	mi := &file_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +578,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Mount) GetType() string {
@@ -491,7 +611,7 @@ type StartRequest struct {
 	Dir string `protobuf:"bytes,3,opt,name=dir,proto3" json:"dir,omitempty"`
 	// What the root is mounted from: one overlay, or one bind. Empty: root.path of the spec is used as it is.
 	Rootfs *Mount `protobuf:"bytes,4,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
-	// Which of the pod's namespaces the container joins: "ipc", "uts", "pid". The spec names them without a path. With "shm"
+	// Which of the pod's namespaces the container joins: "ipc", "uts", "pid", "user". The spec names them without a path. With "shm"
 	// the pod's shared memory takes the place of the tmpfs that the spec has at /dev/shm.
 	PodNamespaces []string  `protobuf:"bytes,5,rep,name=pod_namespaces,json=podNamespaces,proto3" json:"pod_namespaces,omitempty"`
 	PidTarget     string    `protobuf:"bytes,6,opt,name=pid_target,json=pidTarget,proto3" json:"pid_target,omitempty"` // join the pid namespace of this container
@@ -506,7 +626,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_shim_proto_msgTypes[7]
+	mi := &file_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +638,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[7]
+	mi := &file_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +651,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StartRequest) GetId() string {
@@ -624,7 +744,7 @@ type Runtime struct {
 
 func (x *Runtime) Reset() {
 	*x = Runtime{}
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +756,7 @@ func (x *Runtime) String() string {
 func (*Runtime) ProtoMessage() {}
 
 func (x *Runtime) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[8]
+	mi := &file_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +769,7 @@ func (x *Runtime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
 func (*Runtime) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Runtime) GetPath() string {
@@ -691,7 +811,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +823,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +836,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartResponse) GetPid() int32 {
@@ -751,7 +871,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +883,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +896,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -808,7 +928,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +940,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +953,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_proto_rawDescGZIP(), []int{12}
 }
 
 type DeleteRequest struct {
@@ -848,7 +968,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +980,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +993,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -905,7 +1025,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1037,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1050,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{14}
 }
 
 type ExecRequest struct {
@@ -945,7 +1065,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1077,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1090,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1014,7 +1134,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1146,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1159,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -1092,7 +1212,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1224,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1237,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StreamOpen) GetId() string {
@@ -1177,7 +1297,7 @@ type StreamInput struct {
 
 func (x *StreamInput) Reset() {
 	*x = StreamInput{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1309,7 @@ func (x *StreamInput) String() string {
 func (*StreamInput) ProtoMessage() {}
 
 func (x *StreamInput) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1322,7 @@ func (x *StreamInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamInput.ProtoReflect.Descriptor instead.
 func (*StreamInput) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamInput) GetOpen() *StreamOpen {
@@ -1263,7 +1383,7 @@ type StreamOutput struct {
 
 func (x *StreamOutput) Reset() {
 	*x = StreamOutput{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1395,7 @@ func (x *StreamOutput) String() string {
 func (*StreamOutput) ProtoMessage() {}
 
 func (x *StreamOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1408,7 @@ func (x *StreamOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOutput.ProtoReflect.Descriptor instead.
 func (*StreamOutput) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StreamOutput) GetStdout() []byte {
@@ -1338,7 +1458,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1470,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1483,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1402,7 +1522,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1534,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1547,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 type Exit struct {
@@ -1442,7 +1562,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1574,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1587,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1511,7 +1631,7 @@ type Container struct {
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1643,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1656,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Container) GetId() string {
@@ -1582,7 +1702,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1714,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1727,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 type ListResponse struct {
@@ -1621,7 +1741,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1753,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1766,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListResponse) GetInstance() string {
@@ -1679,7 +1799,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1811,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1824,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExitsRequest) GetAfter() uint64 {
@@ -1724,7 +1844,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1856,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1869,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{26}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExitsResponse) GetSequence() uint64 {
@@ -1775,7 +1895,7 @@ type ReopenLogRequest struct {
 
 func (x *ReopenLogRequest) Reset() {
 	*x = ReopenLogRequest{}
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1907,7 @@ func (x *ReopenLogRequest) String() string {
 func (*ReopenLogRequest) ProtoMessage() {}
 
 func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1920,7 @@ func (x *ReopenLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{27}
+	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReopenLogRequest) GetId() string {
@@ -1818,7 +1938,7 @@ type ReopenLogResponse struct {
 
 func (x *ReopenLogResponse) Reset() {
 	*x = ReopenLogResponse{}
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1950,7 @@ func (x *ReopenLogResponse) String() string {
 func (*ReopenLogResponse) ProtoMessage() {}
 
 func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1963,7 @@ func (x *ReopenLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{28}
+	return file_shim_proto_rawDescGZIP(), []int{29}
 }
 
 // Restore says what a container goes on from.
@@ -1859,7 +1979,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1991,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2004,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{29}
+	return file_shim_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Restore) GetImages() string {
@@ -1924,7 +2044,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2056,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2069,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{30}
+	return file_shim_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FreezeRequest) GetIds() []string {
@@ -1967,7 +2087,7 @@ type FreezeResponse struct {
 
 func (x *FreezeResponse) Reset() {
 	*x = FreezeResponse{}
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2099,7 @@ func (x *FreezeResponse) String() string {
 func (*FreezeResponse) ProtoMessage() {}
 
 func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2112,7 @@ func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
 func (*FreezeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{31}
+	return file_shim_proto_rawDescGZIP(), []int{32}
 }
 
 type ThawRequest struct {
@@ -2004,7 +2124,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2136,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2149,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{32}
+	return file_shim_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ThawRequest) GetIds() []string {
@@ -2047,7 +2167,7 @@ type ThawResponse struct {
 
 func (x *ThawResponse) Reset() {
 	*x = ThawResponse{}
-	mi := &file_shim_proto_msgTypes[33]
+	mi := &file_shim_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2179,7 @@ func (x *ThawResponse) String() string {
 func (*ThawResponse) ProtoMessage() {}
 
 func (x *ThawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[33]
+	mi := &file_shim_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2192,7 @@ func (x *ThawResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
 func (*ThawResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{33}
+	return file_shim_proto_rawDescGZIP(), []int{34}
 }
 
 type CheckpointRequest struct {
@@ -2088,7 +2208,7 @@ type CheckpointRequest struct {
 
 func (x *CheckpointRequest) Reset() {
 	*x = CheckpointRequest{}
-	mi := &file_shim_proto_msgTypes[34]
+	mi := &file_shim_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2220,7 @@ func (x *CheckpointRequest) String() string {
 func (*CheckpointRequest) ProtoMessage() {}
 
 func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[34]
+	mi := &file_shim_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2233,7 @@ func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{34}
+	return file_shim_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckpointRequest) GetId() string {
@@ -2159,7 +2279,7 @@ type CheckpointResponse struct {
 
 func (x *CheckpointResponse) Reset() {
 	*x = CheckpointResponse{}
-	mi := &file_shim_proto_msgTypes[35]
+	mi := &file_shim_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2291,7 @@ func (x *CheckpointResponse) String() string {
 func (*CheckpointResponse) ProtoMessage() {}
 
 func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[35]
+	mi := &file_shim_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2304,7 @@ func (x *CheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{35}
+	return file_shim_proto_rawDescGZIP(), []int{36}
 }
 
 var File_shim_proto protoreflect.FileDescriptor
@@ -2192,14 +2312,17 @@ var File_shim_proto protoreflect.FileDescriptor
 const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"shim.proto\x12\x11criserver.shim.v1\"\r\n" +
-	"\vInfoRequest\"u\n" +
+	"shim.proto\x12\x11criserver.shim.v1\"%\n" +
+	"\vInfoRequest\x12\x16\n" +
+	"\x06layers\x18( \x01(\tR\x06layers\"\xcc\x01\n" +
 	"\fInfoResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1d\n" +
 	"\n" +
 	"keeper_pid\x18\x03 \x01(\x05R\tkeeperPid\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"\x99\x03\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12'\n" +
+	"\x0fuser_namespaces\x18( \x01(\bR\x0euserNamespaces\x12,\n" +
+	"\x12no_user_namespaces\x18) \x01(\tR\x10noUserNamespaces\"\xb5\x04\n" +
 	"\x0fStartPodRequest\x12\x15\n" +
 	"\x06pod_id\x18\x01 \x01(\tR\x05podId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x10\n" +
@@ -2212,13 +2335,21 @@ const file_shim_proto_rawDesc = "" +
 	"\bshm_size\x18\t \x01(\x03R\ashmSize\x12\x1d\n" +
 	"\n" +
 	"pod_cgroup\x18\x1e \x01(\tR\tpodCgroup\x12#\n" +
-	"\rpod_resources\x18\x1f \x01(\fR\fpodResources\x1a:\n" +
+	"\rpod_resources\x18\x1f \x01(\fR\fpodResources\x12?\n" +
+	"\fuid_mappings\x18( \x03(\v2\x1c.criserver.shim.v1.IDMappingR\vuidMappings\x12?\n" +
+	"\fgid_mappings\x18) \x03(\v2\x1c.criserver.shim.v1.IDMappingR\vgidMappings\x12\x18\n" +
+	"\anetwork\x18* \x01(\bR\anetwork\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"1\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
 	"\x10StartPodResponse\x12\x1d\n" +
 	"\n" +
-	"holder_pid\x18\x01 \x01(\x05R\tholderPid\"'\n" +
+	"holder_pid\x18\x01 \x01(\x05R\tholderPid\x12\x14\n" +
+	"\x05netns\x18( \x01(\tR\x05netns\"[\n" +
+	"\tIDMapping\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x17\n" +
+	"\ahost_id\x18\x02 \x01(\rR\x06hostId\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\rR\x04size\"'\n" +
 	"\x0eStopPodRequest\x12\x15\n" +
 	"\x06pod_id\x18\x01 \x01(\tR\x05podId\"\x11\n" +
 	"\x0fStopPodResponse\"M\n" +
@@ -2385,94 +2516,97 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_shim_proto_goTypes = []any{
 	(LogFormat)(0),             // 0: criserver.shim.v1.LogFormat
 	(*InfoRequest)(nil),        // 1: criserver.shim.v1.InfoRequest
 	(*InfoResponse)(nil),       // 2: criserver.shim.v1.InfoResponse
 	(*StartPodRequest)(nil),    // 3: criserver.shim.v1.StartPodRequest
 	(*StartPodResponse)(nil),   // 4: criserver.shim.v1.StartPodResponse
-	(*StopPodRequest)(nil),     // 5: criserver.shim.v1.StopPodRequest
-	(*StopPodResponse)(nil),    // 6: criserver.shim.v1.StopPodResponse
-	(*Mount)(nil),              // 7: criserver.shim.v1.Mount
-	(*StartRequest)(nil),       // 8: criserver.shim.v1.StartRequest
-	(*Runtime)(nil),            // 9: criserver.shim.v1.Runtime
-	(*StartResponse)(nil),      // 10: criserver.shim.v1.StartResponse
-	(*SignalRequest)(nil),      // 11: criserver.shim.v1.SignalRequest
-	(*SignalResponse)(nil),     // 12: criserver.shim.v1.SignalResponse
-	(*DeleteRequest)(nil),      // 13: criserver.shim.v1.DeleteRequest
-	(*DeleteResponse)(nil),     // 14: criserver.shim.v1.DeleteResponse
-	(*ExecRequest)(nil),        // 15: criserver.shim.v1.ExecRequest
-	(*ExecResponse)(nil),       // 16: criserver.shim.v1.ExecResponse
-	(*StreamOpen)(nil),         // 17: criserver.shim.v1.StreamOpen
-	(*StreamInput)(nil),        // 18: criserver.shim.v1.StreamInput
-	(*StreamOutput)(nil),       // 19: criserver.shim.v1.StreamOutput
-	(*UpdateRequest)(nil),      // 20: criserver.shim.v1.UpdateRequest
-	(*UpdateResponse)(nil),     // 21: criserver.shim.v1.UpdateResponse
-	(*Exit)(nil),               // 22: criserver.shim.v1.Exit
-	(*Container)(nil),          // 23: criserver.shim.v1.Container
-	(*ListRequest)(nil),        // 24: criserver.shim.v1.ListRequest
-	(*ListResponse)(nil),       // 25: criserver.shim.v1.ListResponse
-	(*ExitsRequest)(nil),       // 26: criserver.shim.v1.ExitsRequest
-	(*ExitsResponse)(nil),      // 27: criserver.shim.v1.ExitsResponse
-	(*ReopenLogRequest)(nil),   // 28: criserver.shim.v1.ReopenLogRequest
-	(*ReopenLogResponse)(nil),  // 29: criserver.shim.v1.ReopenLogResponse
-	(*Restore)(nil),            // 30: criserver.shim.v1.Restore
-	(*FreezeRequest)(nil),      // 31: criserver.shim.v1.FreezeRequest
-	(*FreezeResponse)(nil),     // 32: criserver.shim.v1.FreezeResponse
-	(*ThawRequest)(nil),        // 33: criserver.shim.v1.ThawRequest
-	(*ThawResponse)(nil),       // 34: criserver.shim.v1.ThawResponse
-	(*CheckpointRequest)(nil),  // 35: criserver.shim.v1.CheckpointRequest
-	(*CheckpointResponse)(nil), // 36: criserver.shim.v1.CheckpointResponse
-	nil,                        // 37: criserver.shim.v1.StartPodRequest.SysctlsEntry
+	(*IDMapping)(nil),          // 5: criserver.shim.v1.IDMapping
+	(*StopPodRequest)(nil),     // 6: criserver.shim.v1.StopPodRequest
+	(*StopPodResponse)(nil),    // 7: criserver.shim.v1.StopPodResponse
+	(*Mount)(nil),              // 8: criserver.shim.v1.Mount
+	(*StartRequest)(nil),       // 9: criserver.shim.v1.StartRequest
+	(*Runtime)(nil),            // 10: criserver.shim.v1.Runtime
+	(*StartResponse)(nil),      // 11: criserver.shim.v1.StartResponse
+	(*SignalRequest)(nil),      // 12: criserver.shim.v1.SignalRequest
+	(*SignalResponse)(nil),     // 13: criserver.shim.v1.SignalResponse
+	(*DeleteRequest)(nil),      // 14: criserver.shim.v1.DeleteRequest
+	(*DeleteResponse)(nil),     // 15: criserver.shim.v1.DeleteResponse
+	(*ExecRequest)(nil),        // 16: criserver.shim.v1.ExecRequest
+	(*ExecResponse)(nil),       // 17: criserver.shim.v1.ExecResponse
+	(*StreamOpen)(nil),         // 18: criserver.shim.v1.StreamOpen
+	(*StreamInput)(nil),        // 19: criserver.shim.v1.StreamInput
+	(*StreamOutput)(nil),       // 20: criserver.shim.v1.StreamOutput
+	(*UpdateRequest)(nil),      // 21: criserver.shim.v1.UpdateRequest
+	(*UpdateResponse)(nil),     // 22: criserver.shim.v1.UpdateResponse
+	(*Exit)(nil),               // 23: criserver.shim.v1.Exit
+	(*Container)(nil),          // 24: criserver.shim.v1.Container
+	(*ListRequest)(nil),        // 25: criserver.shim.v1.ListRequest
+	(*ListResponse)(nil),       // 26: criserver.shim.v1.ListResponse
+	(*ExitsRequest)(nil),       // 27: criserver.shim.v1.ExitsRequest
+	(*ExitsResponse)(nil),      // 28: criserver.shim.v1.ExitsResponse
+	(*ReopenLogRequest)(nil),   // 29: criserver.shim.v1.ReopenLogRequest
+	(*ReopenLogResponse)(nil),  // 30: criserver.shim.v1.ReopenLogResponse
+	(*Restore)(nil),            // 31: criserver.shim.v1.Restore
+	(*FreezeRequest)(nil),      // 32: criserver.shim.v1.FreezeRequest
+	(*FreezeResponse)(nil),     // 33: criserver.shim.v1.FreezeResponse
+	(*ThawRequest)(nil),        // 34: criserver.shim.v1.ThawRequest
+	(*ThawResponse)(nil),       // 35: criserver.shim.v1.ThawResponse
+	(*CheckpointRequest)(nil),  // 36: criserver.shim.v1.CheckpointRequest
+	(*CheckpointResponse)(nil), // 37: criserver.shim.v1.CheckpointResponse
+	nil,                        // 38: criserver.shim.v1.StartPodRequest.SysctlsEntry
 }
 var file_shim_proto_depIdxs = []int32{
-	37, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
-	7,  // 1: criserver.shim.v1.StartRequest.rootfs:type_name -> criserver.shim.v1.Mount
-	0,  // 2: criserver.shim.v1.StartRequest.log_format:type_name -> criserver.shim.v1.LogFormat
-	9,  // 3: criserver.shim.v1.StartRequest.runtime:type_name -> criserver.shim.v1.Runtime
-	30, // 4: criserver.shim.v1.StartRequest.restore:type_name -> criserver.shim.v1.Restore
-	17, // 5: criserver.shim.v1.StreamInput.open:type_name -> criserver.shim.v1.StreamOpen
-	22, // 6: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
-	23, // 7: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
-	23, // 8: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
-	1,  // 9: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
-	3,  // 10: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
-	5,  // 11: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
-	8,  // 12: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
-	11, // 13: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
-	13, // 14: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
-	15, // 15: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
-	18, // 16: criserver.shim.v1.Shim.ExecStream:input_type -> criserver.shim.v1.StreamInput
-	18, // 17: criserver.shim.v1.Shim.Attach:input_type -> criserver.shim.v1.StreamInput
-	20, // 18: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
-	24, // 19: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
-	26, // 20: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
-	28, // 21: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
-	31, // 22: criserver.shim.v1.Shim.Freeze:input_type -> criserver.shim.v1.FreezeRequest
-	33, // 23: criserver.shim.v1.Shim.Thaw:input_type -> criserver.shim.v1.ThawRequest
-	35, // 24: criserver.shim.v1.Shim.Checkpoint:input_type -> criserver.shim.v1.CheckpointRequest
-	2,  // 25: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
-	4,  // 26: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
-	6,  // 27: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
-	10, // 28: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
-	12, // 29: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
-	14, // 30: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
-	16, // 31: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
-	19, // 32: criserver.shim.v1.Shim.ExecStream:output_type -> criserver.shim.v1.StreamOutput
-	19, // 33: criserver.shim.v1.Shim.Attach:output_type -> criserver.shim.v1.StreamOutput
-	21, // 34: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
-	25, // 35: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
-	27, // 36: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
-	29, // 37: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
-	32, // 38: criserver.shim.v1.Shim.Freeze:output_type -> criserver.shim.v1.FreezeResponse
-	34, // 39: criserver.shim.v1.Shim.Thaw:output_type -> criserver.shim.v1.ThawResponse
-	36, // 40: criserver.shim.v1.Shim.Checkpoint:output_type -> criserver.shim.v1.CheckpointResponse
-	25, // [25:41] is the sub-list for method output_type
-	9,  // [9:25] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	38, // 0: criserver.shim.v1.StartPodRequest.sysctls:type_name -> criserver.shim.v1.StartPodRequest.SysctlsEntry
+	5,  // 1: criserver.shim.v1.StartPodRequest.uid_mappings:type_name -> criserver.shim.v1.IDMapping
+	5,  // 2: criserver.shim.v1.StartPodRequest.gid_mappings:type_name -> criserver.shim.v1.IDMapping
+	8,  // 3: criserver.shim.v1.StartRequest.rootfs:type_name -> criserver.shim.v1.Mount
+	0,  // 4: criserver.shim.v1.StartRequest.log_format:type_name -> criserver.shim.v1.LogFormat
+	10, // 5: criserver.shim.v1.StartRequest.runtime:type_name -> criserver.shim.v1.Runtime
+	31, // 6: criserver.shim.v1.StartRequest.restore:type_name -> criserver.shim.v1.Restore
+	18, // 7: criserver.shim.v1.StreamInput.open:type_name -> criserver.shim.v1.StreamOpen
+	23, // 8: criserver.shim.v1.Container.exit:type_name -> criserver.shim.v1.Exit
+	24, // 9: criserver.shim.v1.ListResponse.containers:type_name -> criserver.shim.v1.Container
+	24, // 10: criserver.shim.v1.ExitsResponse.containers:type_name -> criserver.shim.v1.Container
+	1,  // 11: criserver.shim.v1.Shim.Info:input_type -> criserver.shim.v1.InfoRequest
+	3,  // 12: criserver.shim.v1.Shim.StartPod:input_type -> criserver.shim.v1.StartPodRequest
+	6,  // 13: criserver.shim.v1.Shim.StopPod:input_type -> criserver.shim.v1.StopPodRequest
+	9,  // 14: criserver.shim.v1.Shim.Start:input_type -> criserver.shim.v1.StartRequest
+	12, // 15: criserver.shim.v1.Shim.Signal:input_type -> criserver.shim.v1.SignalRequest
+	14, // 16: criserver.shim.v1.Shim.Delete:input_type -> criserver.shim.v1.DeleteRequest
+	16, // 17: criserver.shim.v1.Shim.Exec:input_type -> criserver.shim.v1.ExecRequest
+	19, // 18: criserver.shim.v1.Shim.ExecStream:input_type -> criserver.shim.v1.StreamInput
+	19, // 19: criserver.shim.v1.Shim.Attach:input_type -> criserver.shim.v1.StreamInput
+	21, // 20: criserver.shim.v1.Shim.Update:input_type -> criserver.shim.v1.UpdateRequest
+	25, // 21: criserver.shim.v1.Shim.List:input_type -> criserver.shim.v1.ListRequest
+	27, // 22: criserver.shim.v1.Shim.Exits:input_type -> criserver.shim.v1.ExitsRequest
+	29, // 23: criserver.shim.v1.Shim.ReopenLog:input_type -> criserver.shim.v1.ReopenLogRequest
+	32, // 24: criserver.shim.v1.Shim.Freeze:input_type -> criserver.shim.v1.FreezeRequest
+	34, // 25: criserver.shim.v1.Shim.Thaw:input_type -> criserver.shim.v1.ThawRequest
+	36, // 26: criserver.shim.v1.Shim.Checkpoint:input_type -> criserver.shim.v1.CheckpointRequest
+	2,  // 27: criserver.shim.v1.Shim.Info:output_type -> criserver.shim.v1.InfoResponse
+	4,  // 28: criserver.shim.v1.Shim.StartPod:output_type -> criserver.shim.v1.StartPodResponse
+	7,  // 29: criserver.shim.v1.Shim.StopPod:output_type -> criserver.shim.v1.StopPodResponse
+	11, // 30: criserver.shim.v1.Shim.Start:output_type -> criserver.shim.v1.StartResponse
+	13, // 31: criserver.shim.v1.Shim.Signal:output_type -> criserver.shim.v1.SignalResponse
+	15, // 32: criserver.shim.v1.Shim.Delete:output_type -> criserver.shim.v1.DeleteResponse
+	17, // 33: criserver.shim.v1.Shim.Exec:output_type -> criserver.shim.v1.ExecResponse
+	20, // 34: criserver.shim.v1.Shim.ExecStream:output_type -> criserver.shim.v1.StreamOutput
+	20, // 35: criserver.shim.v1.Shim.Attach:output_type -> criserver.shim.v1.StreamOutput
+	22, // 36: criserver.shim.v1.Shim.Update:output_type -> criserver.shim.v1.UpdateResponse
+	26, // 37: criserver.shim.v1.Shim.List:output_type -> criserver.shim.v1.ListResponse
+	28, // 38: criserver.shim.v1.Shim.Exits:output_type -> criserver.shim.v1.ExitsResponse
+	30, // 39: criserver.shim.v1.Shim.ReopenLog:output_type -> criserver.shim.v1.ReopenLogResponse
+	33, // 40: criserver.shim.v1.Shim.Freeze:output_type -> criserver.shim.v1.FreezeResponse
+	35, // 41: criserver.shim.v1.Shim.Thaw:output_type -> criserver.shim.v1.ThawResponse
+	37, // 42: criserver.shim.v1.Shim.Checkpoint:output_type -> criserver.shim.v1.CheckpointResponse
+	27, // [27:43] is the sub-list for method output_type
+	11, // [11:27] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2480,14 +2614,14 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[19].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,7 +42,7 @@ func (c *compiler) capabilities() (capabilitySets, error) {
 			if !ok {
 				return sets, fmt.Errorf("process.capabilities.%s: %q is not a capability", s.field, name)
 			}
-			if c.in.host.Capabilities&(1<<number) == 0 {
+			if c.privileges()&(1<<number) == 0 {
 				if !lacking[name] {
 					lacking[name] = true
 					c.warn("process.capabilities: %s is not ours to give, left out", name)

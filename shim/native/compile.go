@@ -29,8 +29,9 @@ type input struct {
 	proc    int                              // the descriptor of the pod's proc; 0: none
 	target  int                              // exec: the descriptor of the container's pidfd
 	program string                           // what is executed, when it is not the first argument
-	gate    bool                             // the first two of stage.Extra are a Gate
 	rootAt  string                           // where hooks look for the root filesystem; "": there are none that do
+	userns  int                              // the descriptor of the container's user namespace; 0: none
+	idmaps  map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
 	tasks   []string                         // files of v1 cgroups to join
 	unified string                           // directory of the v2 cgroup, which the stage is born in
 	filter  *seccomp.Program
@@ -47,7 +48,6 @@ type built struct {
 	forks      bool      // next message: the pid of the process, a sibling of the stage
 	roots      []podRoot // of a pod: a message and a byte for each
 	argv       []string
-	gate       int // the first operation after the process waits for its start
 	warnings   []string
 }
 
@@ -56,7 +56,6 @@ type compiler struct {
 	*plan.Plan
 	in       *input
 	root     plan.Reg // the root filesystem's mount
-	gate     int
 	mask     plan.Reg // an empty read-only tmpfs, when directories are to be masked
 	later    []func() // what makes a mount read-only once nothing needs to be made in it
 	warnings []string
@@ -87,7 +86,7 @@ func compileCreate(in *input) (*built, error) {
 	if err := c.run(b.terminal, b.forks, true); err != nil {
 		return nil, err
 	}
-	b.gate, b.warnings = c.gate, c.warnings
+	b.warnings = c.warnings
 	return b, nil
 }
 
@@ -97,7 +96,7 @@ func compileExec(in *input) (*built, error) {
 	c.cgroups()
 	c.host()
 	c.At("linux.namespaces")
-	flags := unix.CLONE_NEWNS
+	flags := unix.CLONE_NEWNS // a user namespace comes later (keepUser, enterUser)
 	for _, n := range namespaceFlags {
 		if c.namespaceOf(n.kind) != nil {
 			flags |= n.flag
@@ -204,6 +203,8 @@ func (c *compiler) namespaces() (uintptr, error) {
 			c.Openat(r, plan.Cwd, ns.Path, 0)
 			c.Setns(r, n.flag)
 			c.Close(r)
+		case n.kind == specs.CgroupNamespace && c.inUser():
+			// made in the user namespace (enterUser)
 		case n.kind == specs.CgroupNamespace:
 			c.Unshare(n.flag)
 		default:
@@ -236,7 +237,7 @@ func (c *compiler) terminal(path string, dir any) {
 	for fd := range 3 {
 		c.Dup3(slave, fd)
 	}
-	c.SimpleOr([]plan.Option{plan.Accept(unix.EPERM, unix.EINVAL)}, unix.SYS_FCHOWN, "fchown", slave, int(c.in.process.User.UID), -1)
+	c.SimpleOr([]plan.Option{plan.Accept(unix.EPERM, unix.EINVAL)}, unix.SYS_FCHOWN, "fchown", slave, int(c.hostUID(c.in.process.User.UID)), -1)
 	c.WriteReg(stage.Report, master)
 	done := c.Label()
 	c.Await(stage.Start, plan.IfZero(done))

@@ -99,8 +99,11 @@ func (c *compiler) device(dev plan.Reg, d specs.LinuxDevice) error {
 		made = c.target(path.Dir(path.Clean(d.Path)), true)
 		parent, name = made, path.Base(d.Path)
 	}
+	if err := c.hasIDs(uid, gid); err != nil {
+		return err
+	}
 	c.Mknodat(parent, name, kind|mode, number, plan.Accept(unix.EEXIST))
-	if uid != 0 || gid != 0 {
+	if uid, gid = c.hostUID(uid), c.hostGID(gid); uid != 0 || gid != 0 {
 		c.Fchownat(parent, name, uid, gid)
 	}
 	if made != 0 {
@@ -171,5 +174,9 @@ func (c *compiler) existing(p string) (plan.Reg, plan.Label) {
 
 // sysctls sets kernel parameters of the container's own namespaces, by the host's /proc, where nobody put anything in the way.
 func (c *compiler) sysctls() error {
-	return writeSysctls(c, c.in.spec.Linux.Sysctl, func(kind specs.LinuxNamespaceType) bool { return c.namespaceOf(kind) != nil })
+	var owner *UserMappings
+	if c.inUser() {
+		owner = &UserMappings{c.in.spec.Linux.UIDMappings, c.in.spec.Linux.GIDMappings}
+	}
+	return writeSysctls(c, c.in.spec.Linux.Sysctl, owner, func(kind specs.LinuxNamespaceType) bool { return c.namespaceOf(kind) != nil })
 }

@@ -107,7 +107,7 @@ func TestCreateErrorsLeaveNothing(t *testing.T) {
 	r := newRuntime(t)
 	for name, change := range map[string]func(*specs.Spec){
 		"no such program": func(s *specs.Spec) { s.Process.Args = []string{"nothing"} },
-		"a user namespace": func(s *specs.Spec) {
+		"a user namespace without mappings": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		},
 		"a sysctl of the host":    func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} },
@@ -116,7 +116,7 @@ func TestCreateErrorsLeaveNothing(t *testing.T) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "/does/not/exist"})
 		},
 		"an unknown filesystem": func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "nofs"}) },
-		"a hook":                func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/true"}}} },
+		"a hook without a path": func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "true"}}} },
 		"a NUL in an argument":  func(s *specs.Spec) { s.Process.Args = []string{"inside", "a\x00b"} },
 		"an unknown capability": func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} },
 	} {

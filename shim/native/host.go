@@ -106,7 +106,7 @@ func takesPidns() bool {
 }
 
 func clonesDetached() bool {
-	tree, err := detachedTmpfs("4k")
+	tree, err := detachedTmpfs(tmpfsOptions("4k"))
 	if err != nil {
 		return false
 	}
@@ -119,13 +119,13 @@ func clonesDetached() bool {
 }
 
 // detachedTmpfs makes a tmpfs for anyone to write to that is mounted nowhere.
-func detachedTmpfs(size string) (int, error) {
+func detachedTmpfs(options []string) (int, error) {
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("open tmpfs: %w", err)
 	}
 	defer unix.Close(fs)
-	for _, o := range tmpfsOptions(size) {
+	for _, o := range options {
 		key, value, _ := strings.Cut(o, "=")
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
 			return -1, fmt.Errorf("tmpfs option %s: %w", o, err)

@@ -39,6 +39,7 @@ type mountOptions struct {
 	setAll, clearAll uint64 // attributes of it and of all mounts below ("rro")
 	propagation      uint64
 	bind, recursive  bool
+	idmap, idmapAll  bool     // owners are mapped, of it or of all mounts below, too
 	filesystem       []string // for the filesystem: key or key=value
 }
 
@@ -63,7 +64,11 @@ func parseOptions(options []string) (mountOptions, error) {
 		case "rbind":
 			m.bind, m.recursive = true, true
 		case "defaults", "async", "nomand", "norelatime", "nostrictatime", "loud":
-		case "tmpcopyup", "idmap", "ridmap", "remount":
+		case "idmap":
+			m.idmap = true
+		case "ridmap":
+			m.idmap, m.idmapAll = true, true
+		case "tmpcopyup", "remount":
 			return m, fmt.Errorf("mount option %q is not supported", o)
 		default:
 			m.filesystem = append(m.filesystem, o)
@@ -95,8 +100,8 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return fmt.Errorf("mounts[%d] %s: %w", i, m.Destination, err)
 		}
-		if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-			return fmt.Errorf("mounts[%d] %s: id mappings of mounts are not supported", i, m.Destination)
+		if c.inUser() && o.propagation&unix.MS_SHARED != 0 {
+			return fmt.Errorf("mounts[%d] %s: %w", i, m.Destination, errSharedInUser)
 		}
 		switch {
 		case o.bind || m.Type == "bind":
@@ -164,12 +169,23 @@ func (c *compiler) bind(m *specs.Mount, o mountOptions) error {
 	if err != nil {
 		return err
 	}
+	idmap, err := c.idmapOf(m, o)
+	if err != nil {
+		return err
+	}
 	tree := c.Reg()
 	flags := unix.OPEN_TREE_CLONE
 	if o.recursive {
 		flags |= unix.AT_RECURSIVE
 	}
 	c.OpenTree(tree, plan.Cwd, m.Source, flags)
+	if idmap != 0 {
+		flags := 0
+		if o.idmapAll {
+			flags = unix.AT_RECURSIVE
+		}
+		c.MountIdmap(tree, flags, idmap)
+	}
 	c.attributes(tree, o)
 	c.attach(tree, m.Destination, directory)
 	return nil
@@ -235,19 +251,33 @@ func (c *compiler) makePath(r plan.Reg, root any, clean string, directory bool) 
 		next := c.Reg()
 		c.Openat2(next, root, strings.Join(parts[:i+1], "/"), unix.O_PATH, inRoot, plan.Else(here, unix.ENOENT), plan.Then(there))
 		c.Mark(here)
-		c.Mkdirat(parent, part, 0o755, plan.Accept(unix.EEXIST))
+		c.make(parent, part, true)
 		c.openMade(next, parent, part)
 		c.Mark(there)
 		c.closeParent(parent, root)
 		parent = next
 	}
-	if directory {
-		c.Mkdirat(parent, parts[last], 0o755, plan.Accept(unix.EEXIST))
-	} else {
-		c.Mknodat(parent, parts[last], unix.S_IFREG|0o644, 0, plan.Accept(unix.EEXIST))
-	}
+	c.make(parent, parts[last], directory)
 	c.openMade(r, parent, parts[last])
 	c.closeParent(parent, root)
+}
+
+// make makes a directory or a file that is the container's root's.
+func (c *compiler) make(parent any, name string, directory bool) {
+	option, there := plan.Accept(unix.EEXIST), plan.Label(0)
+	if c.inUser() {
+		there = c.Label()
+		option = plan.Else(there, unix.EEXIST)
+	}
+	if directory {
+		c.Mkdirat(parent, name, 0o755, option)
+	} else {
+		c.Mknodat(parent, name, unix.S_IFREG|0o644, 0, option)
+	}
+	if c.inUser() {
+		c.Fchownat(parent, name, c.hostUID(0), c.hostGID(0))
+		c.Mark(there)
+	}
 }
 
 func (c *compiler) openMade(r plan.Reg, parent any, name string) {
@@ -268,10 +298,14 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 	} else {
 		c.Fsopen(fs, m.Type)
 	}
-	if m.Source != "" {
+	if m.Source != "" && m.Source != m.Type {
 		c.FsconfigString(fs, "source", m.Source)
 	}
-	if err := c.configure(fs, o.filesystem); err != nil {
+	options, err := c.ownerOptions(m.Type, o.filesystem)
+	if err != nil {
+		return err
+	}
+	if err := c.configure(fs, options); err != nil {
 		return err
 	}
 	attributes := o.set | o.setAll

@@ -45,12 +45,15 @@ type view struct {
 	Terminal              bool
 	Cgroup                string
 	MountsBelowSysWritten string
+	Namespaces            map[string]string
 }
 
 func inside(args []string) int {
 	switch args[0] {
 	case "view":
 		return printView(args[1:])
+	case "owners":
+		return printOwners(args[1:])
 	case "exit":
 		var code int
 		fmt.Sscan(args[1], &code)
@@ -89,6 +92,10 @@ func printView(files []string) int {
 		if f := strings.Fields(line); len(f) > 3 {
 			v.Mounts = append(v.Mounts, strings.Join(f[1:4], " "))
 		}
+	}
+	v.Namespaces = map[string]string{}
+	for _, kind := range []string{"user", "mnt", "net", "pid", "cgroup"} {
+		v.Namespaces[kind], _ = os.Readlink("/proc/self/ns/" + kind)
 	}
 	entries, _ := os.ReadDir("/dev")
 	for _, e := range entries {

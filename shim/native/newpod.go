@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/native/cgroup"
+	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // PodConfig says which namespaces a pod's containers share.
@@ -20,6 +22,15 @@ type PodConfig struct {
 	Sysctls       map[string]string
 	ShmSize       int64          // bytes of shared memory; 0: none
 	Cgroup        *cgroup.Cgroup // of the holder
+
+	// User has the pod's namespaces but the pid namespace owned by a user namespace of the pod's: UserNamespace when it is given,
+	// else one that is made and is then among Pod.Namespaces.
+	User          *UserMappings
+	UserNamespace *os.File
+	Network       bool // make a network namespace too, with User only
+
+	owner  *UserMappings                         // of what is made in the host's user namespace
+	joined map[specs.LinuxNamespaceType]*os.File // made before, for sysctls
 }
 
 // Pod is a pod's namespaces, which live as long as these descriptors are open or a process is in them. The caller closes them.
@@ -46,7 +57,17 @@ var podNamespaces = []struct {
 
 // NewPod makes the namespaces of a pod. When it fails nothing is left.
 func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
-	in := &input{host: r.host}
+	if c.User != nil {
+		return r.newUserPod(ctx, c)
+	}
+	in := &input{host: r.host, joined: map[specs.LinuxNamespaceType]int{}}
+	var extra []*os.File
+	for _, n := range ownedNamespaces {
+		if f := c.joined[n.kind]; f != nil {
+			in.joined[n.kind] = stage.Extra + len(extra)
+			extra = append(extra, f)
+		}
+	}
 	if c.Cgroup != nil {
 		in.tasks, in.unified = c.Cgroup.TasksFiles(), c.Cgroup.UnifiedDir()
 	}
@@ -54,7 +75,7 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.launch(ctx, b, launch{cgroup: c.Cgroup, waits: true})
+	p, err := r.launch(ctx, b, launch{extra: extra, cgroup: c.Cgroup, waits: true})
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +96,43 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	}
 	p.run.Close()
 	pod.Holder = p
+	return pod, nil
+}
+
+// newUserPod makes the namespaces that a user namespace owns, and then what is left for the host's privileges: a pid namespace,
+// shared memory, and sysctls, some of which the kernel lets only the host's root set.
+func (r *Runtime) newUserPod(ctx context.Context, c PodConfig) (*Pod, error) {
+	s := spacesConfig{user: c.UserNamespace, mappings: *c.User, hostname: c.Hostname, kinds: map[specs.LinuxNamespaceType]bool{
+		specs.NetworkNamespace: c.Network, specs.IPCNamespace: c.IPC, specs.UTSNamespace: c.UTS,
+	}}
+	for at, mappings := range map[string][]specs.LinuxIDMapping{"uids": c.User.UIDs, "gids": c.User.GIDs} {
+		if _, ok := mapID(0, mappings); !ok {
+			return nil, fmt.Errorf("user namespace: %s: 0 is not mapped: %w", at, errdefs.ErrInvalidArgument)
+		}
+		if err := validateMappings("user namespace: "+at, mappings); err != nil {
+			return nil, err
+		}
+	}
+	pod := &Pod{Namespaces: map[specs.LinuxNamespaceType]*os.File{}}
+	var err error
+	if c.UserNamespace == nil || c.Network || c.IPC || c.UTS {
+		if pod.Namespaces, err = r.newSpaces(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	rest := PodConfig{PID: c.PID, ShmSize: c.ShmSize, Netns: c.Netns, Sysctls: c.Sysctls, Cgroup: c.Cgroup, owner: c.User, joined: pod.Namespaces}
+	if !rest.PID && rest.ShmSize == 0 && len(rest.Sysctls) == 0 {
+		return pod, nil
+	}
+	made, err := r.NewPod(ctx, rest)
+	if err != nil {
+		pod.close()
+		return nil, err
+	}
+	for kind, f := range made.Namespaces {
+		pod.Namespaces[kind] = f
+	}
+	pod.Shm, pod.Proc, pod.Holder = made.Shm, made.Proc, made.Holder
 	return pod, nil
 }
 
@@ -99,7 +157,7 @@ func (r *Runtime) collect(pod *Pod, p *Process, b *built, c PodConfig) error {
 		}
 	}
 	if c.ShmSize > 0 && pod.Shm == nil {
-		fd, err := detachedTmpfs(fmt.Sprint(c.ShmSize))
+		fd, err := detachedTmpfs(c.shmOptions())
 		if err != nil {
 			return err
 		}
@@ -116,6 +174,17 @@ func (r *Runtime) collect(pod *Pod, p *Process, b *built, c PodConfig) error {
 		pod.Namespaces[n.kind] = f
 	}
 	return nil
+}
+
+// shmOptions are those of the shared memory, which belongs to the root of the pod's user namespace.
+func (c *PodConfig) shmOptions() []string {
+	options := tmpfsOptions(fmt.Sprint(c.ShmSize))
+	if u := c.owner; u != nil {
+		uid, _ := mapID(0, u.UIDs)
+		gid, _ := mapID(0, u.GIDs)
+		options = append(options, fmt.Sprintf("uid=%d", uid), fmt.Sprintf("gid=%d", gid))
+	}
+	return options
 }
 
 func (p *Pod) close() {

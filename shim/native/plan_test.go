@@ -86,6 +86,28 @@ func TestPlans(t *testing.T) {
 			in.program, in.target, in.rootAt = "/usr/bin/hook", 6, "/run/box/rootfs"
 			return compileHostHook(in), nil
 		},
+		"create-user": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			in.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			in.spec.Linux.GIDMappings = []specs.LinuxIDMapping{{HostID: 200000, Size: 65536}}
+			in.joined = map[specs.LinuxNamespaceType]int{specs.UserNamespace: 6, specs.NetworkNamespace: 7, specs.IPCNamespace: 8, specs.UTSNamespace: 9}
+			in.userns, in.idmaps = 6, map[string]int{mappingKey(in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings): 6}
+			last := &in.spec.Mounts[len(in.spec.Mounts)-1]
+			last.UIDMappings, last.GIDMappings = in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings
+			return compileCreate(in)
+		},
+		"exec-user": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			in.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			in.spec.Linux.GIDMappings = in.spec.Linux.UIDMappings
+			in.target = 6
+			return compileExec(in)
+		},
+		"spaces": func() (*built, error) {
+			return compileSpaces(newKernel, spacesConfig{hostname: "box", kinds: map[specs.LinuxNamespaceType]bool{specs.NetworkNamespace: true, specs.UTSNamespace: true}}), nil
+		},
 		"exec": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
 			in.target = 6

@@ -1,8 +1,6 @@
 package native
 
 import (
-	"strconv"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -24,6 +22,13 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 			b.cloneflags |= n.flag
 		}
 	}
+	for _, n := range ownedNamespaces {
+		if fd, ok := in.joined[n.kind]; ok {
+			owned[n.kind] = true
+			c.At("namespace %s", n.kind)
+			c.Setns(fd, n.flag)
+		}
+	}
 	if pod.Netns != "" {
 		owned[specs.NetworkNamespace] = true
 		c.At("netns")
@@ -36,7 +41,7 @@ func compilePod(in *input, pod PodConfig) (*built, error) {
 		c.At("hostname")
 		c.Simple(unix.SYS_SETHOSTNAME, "sethostname", pod.Hostname, len(pod.Hostname))
 	}
-	if err := writeSysctls(c, pod.Sysctls, func(kind specs.LinuxNamespaceType) bool { return owned[kind] }); err != nil {
+	if err := writeSysctls(c, pod.Sysctls, pod.owner, func(kind specs.LinuxNamespaceType) bool { return owned[kind] }); err != nil {
 		return nil, err
 	}
 	b.roots = podRoots(in.host, pod)
@@ -91,7 +96,7 @@ const (
 func podRoots(h Host, pod PodConfig) []podRoot {
 	var roots []podRoot
 	if pod.ShmSize > 0 && !h.CloneDetached {
-		roots = append(roots, podRoot{shmRoot, "tmpfs", tmpfsOptions(strconv.FormatInt(pod.ShmSize, 10)), hidden})
+		roots = append(roots, podRoot{shmRoot, "tmpfs", pod.shmOptions(), hidden})
 	}
 	if pod.PID && !h.ProcPidns {
 		roots = append(roots, podRoot{procRoot, "proc", nil, hidden})

@@ -19,10 +19,10 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		return err
 	}
 	c.At("process.cwd")
-	c.Simple(unix.SYS_CLOSE_RANGE, "close_range", stage.Plan, stage.Plan, 0) // a number that was free again
-	c.CloseRange(c.firstOurs(), 0)                                           // a working directory must not lead out by a descriptor of ours
+	c.keepUser()
+	c.CloseRange(stage.Extra, 0) // a working directory must not lead out by a descriptor of ours
 	c.workingDirectory(waits)
-	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC) // before a filter that may not allow it
+	c.enterUser(waits)
 	if err := c.credentials(); err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.Simple(unix.SYS_IOCTL, "ioctl", 0, unix.TIOCSCTTY, 0)
 	}
 	if waits {
-		c.waitForStart()
+		c.wait()
 	}
 	if c.in.process.NoNewPrivileges {
 		c.At("process.noNewPrivileges")
@@ -43,6 +43,7 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.seccomp()
 	}
 	c.At("process.args")
+	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC)
 	c.execve()
 	return nil
 }
@@ -105,7 +106,7 @@ func (c *compiler) credentials() error {
 	}
 	c.At("process.capabilities.bounding")
 	for n := 0; n <= c.in.host.LastCapability; n++ {
-		if c.in.host.Capabilities&(1<<n) != 0 && caps.bounding&(1<<n) == 0 {
+		if c.privileges()&(1<<n) != 0 && caps.bounding&(1<<n) == 0 {
 			c.Prctl(unix.PR_CAPBSET_DROP, [4]int{n})
 		}
 	}
@@ -119,7 +120,7 @@ func (c *compiler) credentials() error {
 	c.Simple(unix.SYS_SETRESUID, "setresuid", uid, uid, uid)
 	if !p.NoNewPrivileges && c.in.filter != nil {
 		if uid != 0 {
-			c.Capset(c.in.host.Capabilities, c.in.host.Capabilities, 0)
+			c.Capset(c.privileges(), c.privileges(), 0)
 		}
 		c.seccomp()
 	}

@@ -36,6 +36,7 @@ func (c *compiler) rootfs() error {
 		if err != nil {
 			return fmt.Errorf("root: %w", err)
 		}
+		c.mapLayers(o)
 		if err := c.overlay(o); err != nil {
 			return err
 		}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -71,10 +70,8 @@ type Config struct {
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup was created. Nil: the process stays in the caller's.
 	Cgroup *cgroup.Cgroup
-	// HookTimeout is how long a hook may take that has no timeout of its own; 0: as long as the context.
-	HookTimeout time.Duration
-	// Gate is for a caller that ends before the process is started: see Process.Detach. Nil: Start starts it.
-	Gate *Gate
+
+	idmaps map[string]*os.File // mappings of mounts -> a user namespace with them
 }
 
 // Process is a process made by a plan. Once started, the caller owns Pidfd and Console and reaps it.
@@ -87,7 +84,6 @@ type Process struct {
 
 	run   *stage.Run
 	argv  []string
-	gate  int
 	hooks *hooked // nil: none
 
 	mu        sync.Mutex
@@ -97,6 +93,20 @@ type Process struct {
 
 // Create makes a container whose process waits for Start. When it fails nothing is left but the cgroup, which is the caller's.
 func (r *Runtime) Create(ctx context.Context, c Config) (*Process, error) {
+	if usesUser(c.Spec) {
+		if err := validate(&input{spec: c.Spec, process: c.Spec.Process}); err != nil {
+			return nil, err
+		}
+		own, err := r.complete(ctx, &c)
+		if err != nil {
+			return nil, err
+		}
+		defer func() {
+			for _, f := range own {
+				_ = f.Close()
+			}
+		}()
+	}
 	b, extra, err := r.compile(c)
 	if err != nil {
 		return nil, err
@@ -122,10 +132,6 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if c.Gate != nil {
-		in.gate = true
-		extra = append(extra, c.Gate.Start, c.Gate.Report)
-	}
 	in.rootfs = c.Rootfs
 	if in.rootfs == nil && c.Spec.Root != nil {
 		in.rootfs = &Mount{Type: "bind", Source: c.Spec.Root.Path, Options: []string{"rbind"}}
@@ -136,19 +142,23 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 	if HasHooks(c.Spec, Prestart, CreateRuntime, CreateContainer) {
 		in.rootAt = rootPath(c.Bundle, c.Spec)
 	}
+	give := func(f *os.File) int {
+		extra = append(extra, f)
+		return stage.Extra + len(extra) - 1
+	}
 	for _, n := range c.Spec.Linux.Namespaces {
 		if f := c.Namespaces[n.Type]; f != nil {
-			in.joined[n.Type] = stage.Extra + len(extra)
-			extra = append(extra, f)
+			in.joined[n.Type] = give(f)
 		}
 	}
 	if c.Shm != nil {
-		in.shm = stage.Extra + len(extra)
-		extra = append(extra, c.Shm)
+		in.shm = give(c.Shm)
 	}
 	if c.Proc != nil {
-		in.proc = stage.Extra + len(extra)
-		extra = append(extra, c.Proc)
+		in.proc = give(c.Proc)
+	}
+	if usesUser(c.Spec) {
+		r.giveUser(c, in, give)
 	}
 	b, err := compileCreate(in)
 	return b, extra, err
@@ -236,7 +246,7 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, gate: b.gate, hooks: l.hooks, killable: !b.forks}
+	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, hooks: l.hooks, killable: !b.forks}
 	arrived := make(chan error, 1)
 	go func() {
 		err := p.arrive(ctx, b, l.waits)
@@ -424,11 +434,8 @@ func (p *Process) explain(err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	return explainCall(e, p.argv[0])
-}
-
-func explainCall(e *plan.Error, name string) error {
 	if e.Name == "execve" {
+		name := p.argv[0]
 		switch {
 		case e.Errno == unix.ENOENT && !strings.Contains(name, "/"):
 			return fmt.Errorf("exec: %q: executable file not found in $PATH: %w", name, errdefs.ErrNotFound)

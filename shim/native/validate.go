@@ -32,6 +32,9 @@ func validate(in *input) error {
 	if err := validateHooks(spec); err != nil {
 		return err
 	}
+	if err := validateUser(spec, p, seen[specs.UserNamespace]); err != nil {
+		return err
+	}
 	for _, u := range unsupported(spec, p, seen) {
 		if u.asked {
 			return fmt.Errorf("%s is not supported: %w", u.field, errdefs.ErrNotImplemented)
@@ -52,10 +55,8 @@ func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxN
 		mountPath = mountPath || n.Type == specs.MountNamespace && n.Path != ""
 	}
 	return []request{
-		{"linux.namespaces user", namespaces[specs.UserNamespace]},
 		{"linux.namespaces time", namespaces[specs.TimeNamespace]},
 		{"linux.namespaces mount with a path", mountPath},
-		{"linux.uidMappings", len(l.UIDMappings)+len(l.GIDMappings) > 0},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.personality", l.Personality != nil},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},

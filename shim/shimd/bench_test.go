@@ -93,6 +93,7 @@ func (p *plain) exec(_ context.Context, c native.ExecConfig) (*process, error) {
 func (p *plain) restore(context.Context, native.RestoreConfig) (*process, error) {
 	return nil, errdefs.ErrNotImplemented
 }
+func (p *plain) mapsOwners(context.Context, string) error { return nil }
 
 func (p *plain) newPod(context.Context, native.PodConfig) (*native.Pod, error) {
 	return nil, errdefs.ErrNotImplemented

@@ -26,6 +26,8 @@ var namespaceOf = map[string]specs.LinuxNamespaceType{
 	"ipc": specs.IPCNamespace,
 	"uts": specs.UTSNamespace,
 	"pid": specs.PIDNamespace,
+
+	userSpace: specs.UserNamespace,
 }
 
 // shmName is, beside the namespaces, what a pod can share: a tmpfs for /dev/shm.
@@ -42,7 +44,7 @@ type pod struct {
 	id      string
 	ready   chan struct{}
 	failure error
-	spaces  map[string]*os.File // "ipc", "uts", "pid", "shm"
+	spaces  map[string]*os.File // "ipc", "uts", "pid", "user", "net", "shm", "proc"
 	holder  int                 // pid, 0 without one
 	pidfd   *os.File            // of the holder
 	cgroup  string
@@ -72,7 +74,7 @@ func (s *Server) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.Sta
 		return nil, p.failure
 	}
 	close(p.ready)
-	return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
+	return p.answer(), nil
 }
 
 // startedPod answers a StartPod that is repeated, and makes anew what was lost with shim and keeper.
@@ -97,7 +99,7 @@ func (s *Server) startedPod(ctx, work context.Context, p *pod, r *api.StartPodRe
 	if err := s.startPod(work, p, r); err != nil {
 		return nil, fmt.Errorf("pod %s: %w", p.id, err)
 	}
-	return &api.StartPodResponse{HolderPid: int32(p.holder)}, nil
+	return p.answer(), nil
 }
 
 func (s *Server) reservePod(id string) (p *pod, mine bool) {
@@ -125,7 +127,14 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 		return err
 	}
 	c := missing(p, r)
-	if !c.IPC && !c.UTS && !c.PID && c.ShmSize == 0 && len(c.Sysctls) == 0 {
+	found, err := p.missingUser(&c, r)
+	if err != nil {
+		return err
+	}
+	if !c.IPC && !c.UTS && !c.PID && !c.Network && !makesUser(c) && c.ShmSize == 0 && len(c.Sysctls) == 0 {
+		if found {
+			return s.link.put(p.entry())
+		}
 		return nil
 	}
 	if c.PID && r.CgroupsPath != "" {
@@ -150,6 +159,9 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 		if f := made.Namespaces[kind]; f != nil {
 			p.spaces[name] = f
 		}
+	}
+	if f := made.Namespaces[specs.NetworkNamespace]; f != nil {
+		p.spaces[netSpace] = f
 	}
 	if made.Shm != nil {
 		p.spaces[shmName] = made.Shm
@@ -196,7 +208,7 @@ func missing(p *pod, r *api.StartPodRequest) native.PodConfig {
 		switch {
 		case p.spaces == nil:
 		case strings.HasPrefix(name, "net.") || strings.HasPrefix(name, "net/"):
-			there = true // the namespace outlived us
+			there = !r.Network || r.Netns != "" || p.spaces[netSpace] != nil // the namespace outlived us
 		case name == "kernel.domainname" || name == "kernel/domainname":
 			there = !c.UTS
 		default:

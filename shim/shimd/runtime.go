@@ -13,6 +13,8 @@ type runtime interface {
 	exec(ctx context.Context, c native.ExecConfig) (*process, error)
 	restore(ctx context.Context, c native.RestoreConfig) (*process, error)
 	newPod(ctx context.Context, c native.PodConfig) (*native.Pod, error)
+	// mapsOwners tells whether containers can have user namespaces with layers in a directory.
+	mapsOwners(ctx context.Context, directory string) error
 	// poststop runs the hooks of a container that is gone.
 	poststop(ctx context.Context, c native.HookConfig) error
 	// Attach is native.Runtime's.
@@ -62,4 +64,8 @@ func (r nativeRuntime) newPod(ctx context.Context, c native.PodConfig) (*native.
 
 func (r nativeRuntime) poststop(ctx context.Context, c native.HookConfig) error {
 	return r.RunHooks(ctx, native.Poststop, c)
+}
+
+func (r nativeRuntime) mapsOwners(ctx context.Context, directory string) error {
+	return r.MapsOwners(ctx, directory)
 }

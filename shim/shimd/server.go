@@ -205,11 +205,19 @@ func (rootOnly) Handshake(_ context.Context, conn net.Conn) (net.Conn, any, erro
 }
 
 // Info says which shim answers.
-func (s *Server) Info(context.Context, *api.InfoRequest) (*api.InfoResponse, error) {
-	return &api.InfoResponse{
+func (s *Server) Info(ctx context.Context, r *api.InfoRequest) (*api.InfoResponse, error) {
+	info := &api.InfoResponse{
 		Instance:  s.instance,
 		Pid:       int32(os.Getpid()),
 		KeeperPid: s.link.pid.Load(),
 		Version:   s.config.Version,
-	}, nil
+	}
+	if r.Layers != "" {
+		if err := s.runtime.mapsOwners(ctx, r.Layers); err != nil {
+			info.NoUserNamespaces = err.Error()
+		} else {
+			info.UserNamespaces = true
+		}
+	}
+	return info, nil
 }

@@ -93,7 +93,7 @@ func checkStart(r *api.StartRequest) error {
 	}
 	for _, n := range r.PodNamespaces {
 		if _, ok := namespaceOf[n]; !ok && n != shmName {
-			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid, shm: %w", n, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("pod_namespaces: %q is not one of ipc, uts, pid, user, shm: %w", n, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
@@ -145,7 +145,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	if err := c.makeCgroup(ctx, spec); err != nil {
 		return err
 	}
-	config := native.Config{ID: c.id, Spec: spec, Bundle: c.dir, Cgroup: c.cgroup, HookTimeout: hookLimit}
+	config := native.Config{ID: c.id, Spec: spec, Bundle: c.dir, Cgroup: c.cgroup}
 	if m := r.Rootfs; m != nil {
 		config.Rootfs = &native.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}

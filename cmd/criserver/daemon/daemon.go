@@ -156,10 +156,9 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
-		AppArmorProfile: loadAppArmor(d.cfg.Workload.AppArmor, d.log),
-		Handlers:        handlersOf(ctx, d.cfg, d.log),
-		CDIDirs:         cdiDirs,
-		Criu:            d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
+		Handlers: handlersOf(ctx, d.cfg, d.log),
+		CDIDirs:  cdiDirs,
+		Criu:     d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
 		Log: d.log,
 	})
 	if err != nil {

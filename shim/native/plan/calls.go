@@ -80,7 +80,13 @@ func (p *Plan) MoveMount(from, to Reg, options ...Option) {
 
 // MountSetattr sets and clears attributes of a mount, and its propagation (0: as it is).
 func (p *Plan) MountSetattr(mount Reg, flags int, set, clear, propagation uint64, options ...Option) {
-	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames}, MountAttr{set, clear, propagation}, 32)
+	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames}, MountAttr{Set: set, Clear: clear, Propagation: propagation}, 32)
+}
+
+// MountIdmap has a detached mount show owners as a user namespace, given by descriptor, maps them.
+func (p *Plan) MountIdmap(mount Reg, flags, userns int, options ...Option) {
+	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames},
+		MountAttr{Set: unix.MOUNT_ATTR_IDMAP, UserNS: uint64(userns)}, 32)
 }
 
 // Fsopen opens a filesystem context.

@@ -54,8 +54,8 @@ type Struct struct {
 // OpenHow is struct open_how of openat2(2).
 type OpenHow struct{ Flags, Resolve int }
 
-// MountAttr is struct mount_attr of mount_setattr(2).
-type MountAttr struct{ Set, Clear, Propagation uint64 }
+// MountAttr is struct mount_attr of mount_setattr(2). UserNS, a descriptor, counts with MOUNT_ATTR_IDMAP only.
+type MountAttr struct{ Set, Clear, Propagation, UserNS uint64 }
 
 // Mode is a file's type and permissions.
 type Mode uint32
@@ -183,7 +183,7 @@ func (p *Plan) argument(a any) (uint8, uint64) {
 	case OpenHow:
 		return kindData, p.words(uint64(v.Flags), 0, uint64(v.Resolve))
 	case MountAttr:
-		return kindData, p.words(v.Set, v.Clear, v.Propagation, 0)
+		return kindData, p.words(v.Set, v.Clear, v.Propagation, v.UserNS)
 	case Flags:
 		return kindValue, v.Value
 	case Reg:
@@ -436,7 +436,11 @@ func show(a any) string {
 	case OpenHow:
 		return "{" + openNames.text(uint64(v.Flags)) + ", " + resolveNames.text(uint64(v.Resolve)) + "}"
 	case MountAttr:
-		return "{" + attrNames.text(v.Set) + ", " + attrNames.text(v.Clear) + ", " + mountNames.text(v.Propagation) + "}"
+		text := attrNames.text(v.Set) + ", " + attrNames.text(v.Clear) + ", " + mountNames.text(v.Propagation)
+		if v.UserNS != 0 {
+			text += ", " + strconv.FormatUint(v.UserNS, 10)
+		}
+		return "{" + text + "}"
 	case Flags:
 		return v.Names.text(v.Value)
 	case Reg:
