@@ -246,7 +246,8 @@ func TestAttachLags(t *testing.T) {
 	}
 	n := sharedNode(t)
 	const megabytes = 32 // more than what sockets and buffers hold on the way
-	c := n.runPod(t, hostNetwork).run(t, shell(fmt.Sprintf("read x; head -c %d /dev/zero | tr '\\0' 'x' | fold -w 1023; echo; read x", megabytes<<20)), stdin)
+	script := fmt.Sprintf(`line=$(head -c 1023 /dev/zero | tr '\0' x); read x; yes $line | head -c %d; read x`, megabytes<<20)
+	c := n.runPod(t, hostNetwork).run(t, shell(script), stdin)
 	w := wanted{stdin: true, stdout: true}
 	s := opener(openSPDY).at(t, c.attachURL(t, w), w)
 	other := opener(openWebSocket).at(t, c.attachURL(t, w), w)
