@@ -40,6 +40,7 @@ type Engine struct {
 	loops  sync.WaitGroup
 	resync chan struct{} // wakes follow to ask the shim for its list
 	layers *layerMeter
+	events hub
 	// connected says that the shim answered when it was last asked by follow.
 	connected atomic.Bool
 
@@ -53,6 +54,8 @@ type Engine struct {
 type pod struct {
 	record podRecord
 	rate   rate // of a cgroup that only this pod is in; it guards itself
+	// announced says that those who listen may know of it.
+	announced bool
 }
 
 // container is a container in memory. Its fields are guarded by Engine.mu, but for the channels.
@@ -64,6 +67,8 @@ type container struct {
 	// deadline is when a stop in flight kills; zero when none was asked for. shortened is signalled when it changes.
 	deadline  time.Time
 	shortened chan struct{}
+	// announced says that those who listen may know of it.
+	announced bool
 	// released says that the shim has let go of it.
 	released bool
 	// interrupt ends a checkpoint in progress; nil when there is none.
@@ -76,7 +81,8 @@ type container struct {
 }
 
 func newContainer(r containerRecord) *container {
-	c := &container{record: r, ended: make(chan struct{}), shortened: make(chan struct{}, 1), layer: layerState{key: r.Container.ID}}
+	c := &container{record: r, ended: make(chan struct{}), shortened: make(chan struct{}, 1), layer: layerState{key: r.Container.ID},
+		announced: r.State != creating}
 	if r.State == exited {
 		c.end()
 	}

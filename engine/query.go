@@ -197,12 +197,14 @@ func (e *Engine) changePod(id string, to phase, change func(*podRecord)) error {
 	if p == nil {
 		return fmt.Errorf("pod %s: %w", id, errdefs.ErrNotFound)
 	}
+	from := p.record.State
 	if err := move(&p.record.State, to); err != nil {
 		return fmt.Errorf("pod %s: %w", id, err)
 	}
 	if change != nil {
 		change(&p.record)
 	}
+	e.podMoved(id, p, from)
 	return nil
 }
 
@@ -214,6 +216,7 @@ func (e *Engine) changeContainer(id string, to phase, change func(*containerReco
 	if c == nil {
 		return containerRecord{}, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 	}
+	from := c.record.State
 	if err := move(&c.record.State, to); err != nil {
 		return c.record, fmt.Errorf("container %s: %w", id, err)
 	}
@@ -223,5 +226,6 @@ func (e *Engine) changeContainer(id string, to phase, change func(*containerReco
 	if to == exited {
 		c.end()
 	}
+	e.containerMoved(id, c, from)
 	return c.record, nil
 }

@@ -72,7 +72,7 @@ func (e *Engine) loadPod(id string) error {
 		record.State = removing
 	}
 	e.mu.Lock()
-	e.pods[id] = &pod{record: record}
+	e.pods[id] = &pod{record: record, announced: true}
 	e.mu.Unlock()
 	return e.loadContainers(record)
 }

@@ -109,10 +109,7 @@ func (e *Engine) removeContainer(ctx context.Context, id string) error {
 	if err := e.teardownContainer(ctx, record); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.containers[id].end()
-	delete(e.containers, id)
+	e.forgetContainer(id)
 	return nil
 }
 
@@ -145,9 +142,7 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	if err := os.RemoveAll(e.store.podDir(id)); err != nil {
 		return fmt.Errorf("remove the pod's directory: %w", err)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.pods, id)
+	e.forgetPod(id)
 	return nil
 }
 
