@@ -117,21 +117,20 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, r *runtime.Reop
 
 // ListContainers implements RuntimeService.
 func (s *runtimeService) ListContainers(_ context.Context, r *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	filter, ok := containerFilter(r.GetFilter())
+	return &runtime.ListContainersResponse{Containers: s.listContainers(r.GetFilter())}, nil
+}
+
+func (s *runtimeService) listContainers(f *runtime.ContainerFilter) []*runtime.Container {
+	filter, ok := containerFilter(f)
 	if !ok {
-		return &runtime.ListContainersResponse{}, nil
+		return nil
 	}
-	ours := map[string]bool{}
-	for _, pod := range s.engine.Pods(engine.PodFilter{}) {
-		ours[pod.Pod.ID] = pod.Pod.Owner == owner
+	containers := s.engine.Containers(filter)
+	items := make([]*runtime.Container, len(containers))
+	for i := range containers {
+		items[i] = containerItem(&containers[i])
 	}
-	response := &runtime.ListContainersResponse{}
-	for _, c := range s.engine.Containers(filter) {
-		if ours[c.Container.PodID] {
-			response.Containers = append(response.Containers, containerItem(c))
-		}
-	}
-	return response, nil
+	return items
 }
 
 // ContainerStatus implements RuntimeService.
@@ -177,7 +176,7 @@ func containerState(state engine.ContainerState) runtime.ContainerState {
 
 // containerFilter is false for a filter that selects nothing.
 func containerFilter(f *runtime.ContainerFilter) (engine.ContainerFilter, bool) {
-	filter := engine.ContainerFilter{ID: f.GetId(), PodID: f.GetPodSandboxId(), Labels: f.GetLabelSelector()}
+	filter := engine.ContainerFilter{ID: f.GetId(), PodID: f.GetPodSandboxId(), Labels: f.GetLabelSelector(), Owner: owner}
 	if f.GetState() == nil {
 		return filter, true
 	}
@@ -202,7 +201,7 @@ func imageSpec(c spec.Container) *runtime.ImageSpec {
 	return &runtime.ImageSpec{Image: name, UserSpecifiedImage: c.UserImage}
 }
 
-func containerItem(c engine.ContainerStatus) *runtime.Container {
+func containerItem(c *engine.ContainerStatus) *runtime.Container {
 	return &runtime.Container{
 		Id:           c.Container.ID,
 		PodSandboxId: c.Container.PodID,

@@ -30,6 +30,7 @@ type front struct {
 	runtime.RuntimeServiceClient
 	images runtime.ImageServiceClient
 	conn   *grpc.ClientConn
+	server *Server
 	shims  *fakeShims
 	net    *fakeNetwork
 }
@@ -52,6 +53,7 @@ func newFront(t *testing.T) *front {
 	}
 	t.Cleanup(func() { eng.Close() })
 	s := New(Config{Engine: eng, Images: store, Version: "1.2.3", Log: log, Info: map[string]any{"config": map[string]int{"a": 1}}})
+	f.server = s
 	server := grpc.NewServer(s.Options()...)
 	s.Register(server)
 	path := filepath.Join(t.TempDir(), "s")

@@ -42,26 +42,33 @@ func authOf(a *runtime.AuthConfig) image.Auth {
 
 // ListImages implements ImageService.
 func (s *imageService) ListImages(ctx context.Context, r *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
-	response := &runtime.ListImagesResponse{}
-	if name := r.GetFilter().GetImage().GetImage(); name != "" {
+	images, err := s.listImages(ctx, r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ListImagesResponse{Images: images}, nil
+}
+
+func (s *imageService) listImages(ctx context.Context, f *runtime.ImageFilter) ([]*runtime.Image, error) {
+	if name := f.GetImage().GetImage(); name != "" {
 		found, err := s.images.Status(ctx, name)
-		if errdefs.IsNotFound(err) {
-			return response, nil
-		}
-		if err != nil {
+		switch {
+		case errdefs.IsNotFound(err):
+			return nil, nil
+		case err != nil:
 			return nil, err
 		}
-		response.Images = []*runtime.Image{criImage(found)}
-		return response, nil
+		return []*runtime.Image{criImage(found)}, nil
 	}
 	all, err := s.images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
+	var images []*runtime.Image
 	for _, one := range all {
-		response.Images = append(response.Images, criImage(one))
+		images = append(images, criImage(one))
 	}
-	return response, nil
+	return images, nil
 }
 
 // ImageStatus implements ImageService. An image that is not here is an answer without one, not an error.

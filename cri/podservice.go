@@ -44,17 +44,20 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtime.Remove
 
 // ListPodSandbox implements RuntimeService.
 func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	filter, ok := podFilter(r.GetFilter())
+	return &runtime.ListPodSandboxResponse{Items: s.listPods(r.GetFilter())}, nil
+}
+
+func (s *runtimeService) listPods(f *runtime.PodSandboxFilter) []*runtime.PodSandbox {
+	filter, ok := podFilter(f)
 	if !ok {
-		return &runtime.ListPodSandboxResponse{}, nil
+		return nil
 	}
-	response := &runtime.ListPodSandboxResponse{}
-	for _, pod := range s.engine.Pods(filter) {
-		if pod.Pod.Owner == owner {
-			response.Items = append(response.Items, podItem(pod))
-		}
+	pods := s.engine.Pods(filter)
+	items := make([]*runtime.PodSandbox, len(pods))
+	for i := range pods {
+		items[i] = podItem(&pods[i])
 	}
-	return response, nil
+	return items
 }
 
 // PodSandboxStatus implements RuntimeService.
@@ -80,7 +83,7 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtime.PodSandb
 
 // podFilter is false for a filter that selects nothing.
 func podFilter(f *runtime.PodSandboxFilter) (engine.PodFilter, bool) {
-	filter := engine.PodFilter{ID: f.GetId(), Labels: f.GetLabelSelector()}
+	filter := engine.PodFilter{ID: f.GetId(), Labels: f.GetLabelSelector(), Owner: owner}
 	if f.GetState() == nil {
 		return filter, true
 	}
@@ -108,7 +111,7 @@ func podMetadata(pod spec.Pod) *runtime.PodSandboxMetadata {
 	return &runtime.PodSandboxMetadata{Name: pod.Name, Uid: pod.UID, Namespace: pod.Namespace, Attempt: pod.Attempt}
 }
 
-func podItem(pod engine.PodStatus) *runtime.PodSandbox {
+func podItem(pod *engine.PodStatus) *runtime.PodSandbox {
 	return &runtime.PodSandbox{
 		Id:             pod.Pod.ID,
 		Metadata:       podMetadata(pod.Pod),

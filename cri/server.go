@@ -39,6 +39,7 @@ type Server struct {
 	runtimeService
 	imageService
 	log *slog.Logger
+	end context.CancelFunc
 }
 
 // runtimeService and imageService are apart because both embed a server that answers Unimplemented.
@@ -51,6 +52,7 @@ type runtimeService struct {
 	log     *slog.Logger
 	streams *streaming.Server
 	idle    time.Duration
+	ending  context.Context // ends the streams that have no end of their own
 }
 
 type imageService struct {
@@ -67,10 +69,12 @@ func New(c Config) *Server {
 	if c.Streams != nil {
 		quietKlog(c.Log)
 	}
+	ending, end := context.WithCancel(context.Background())
 	return &Server{
+		end: end,
 		runtimeService: runtimeService{
 			engine: c.Engine, root: c.Images.Root(), version: c.Version, info: c.Info,
-			log: c.Log, streams: c.Streams, idle: c.StreamIdle,
+			log: c.Log, streams: c.Streams, idle: c.StreamIdle, ending: ending,
 		},
 		imageService: imageService{images: c.Images, engine: c.Engine},
 		log:          c.Log,
@@ -83,6 +87,7 @@ func (s *Server) Options() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.UnaryInterceptor(s.intercept),
+		grpc.StreamInterceptor(s.interceptStream),
 	}
 }
 
@@ -99,6 +104,17 @@ func (s *Server) intercept(ctx context.Context, request any, call *grpc.UnarySer
 	s.logCall(ctx, call.FullMethod, time.Since(start), err)
 	return answer, err
 }
+
+func (s *Server) interceptStream(service any, stream grpc.ServerStream, call *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	start := time.Now()
+	err := statusOf(handler(service, stream))
+	s.logCall(stream.Context(), call.FullMethod, time.Since(start), err)
+	return err
+}
+
+// EndStreams ends the streams of events, which would go on for as long as their clients live. It is called before the gRPC
+// server is told to stop, and may be repeated.
+func (s *Server) EndStreams() { s.end() }
 
 // logCall never logs a request: it may hold credentials.
 func (s *Server) logCall(ctx context.Context, method string, took time.Duration, err error) {

@@ -396,8 +396,8 @@ func TestGoldenAnswers(t *testing.T) {
 	}
 	uid := int64(1002)
 	golden(t, "answers.json", map[string]any{
-		"podItem": podItem(pod), "podStatus": podStatus(pod),
-		"containerItem": containerItem(container), "containerStatus": containerStatus(container),
+		"podItem": podItem(&pod), "podStatus": podStatus(pod),
+		"containerItem": containerItem(&container), "containerStatus": containerStatus(container),
 		"imageByUID":  criImage(image.Image{ID: "sha256:1", RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:2"}, Size: 3, UID: &uid, Pinned: true}),
 		"imageByName": criImage(image.Image{ID: "sha256:1", Username: "www-data"}),
 	})

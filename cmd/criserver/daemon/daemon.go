@@ -189,7 +189,7 @@ func (d *Daemon) serve(front *cri.Server) error {
 			d.served <- err
 		}
 	})
-	d.opened("server", func() error { d.stopServer(); serving.Wait(); return nil })
+	d.opened("server", func() error { front.EndStreams(); d.stopServer(); serving.Wait(); return nil })
 	d.log.Info("serving", "socket", d.cfg.SocketPath(), "root", d.cfg.Root, "state", d.cfg.State)
 	return nil
 }
