@@ -200,6 +200,7 @@ func virtualMachine(ctx context.Context, out io.Writer) result {
 	args := []string{
 		"-add", "bin:/opt/bin", "-add", filepath.Join(vmDir, "e2e.test") + ":/opt/e2e.test",
 		"-add", images + ":/opt/testimages", "-add", "hack/cache/images:/opt/images",
+		"-debs", "criu", "-env", "E2E_CRIU=1",
 		"-env", "E2E_BIN_DIR=/opt/bin", "-env", "E2E_TESTIMAGES=/opt/testimages", "-env", "E2E_IMAGES_DIR=/opt/images",
 		"--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m",
 	}

@@ -44,6 +44,7 @@ type options struct {
 	disk    int
 	append  string
 	add     list
+	debs    list
 	env     list
 	command []string
 }
@@ -64,6 +65,7 @@ func parse() options {
 	flag.IntVar(&o.disk, "disk", 3072, "size of the root disk in MiB (sparse)")
 	flag.StringVar(&o.append, "append", "", "more kernel parameters")
 	flag.Var(&o.add, "add", "`source:destination` copied into the machine, a file or a directory; repeatable")
+	flag.Var(&o.debs, "debs", "`set` of Debian packages that is unpacked in the machine (criu); repeatable")
 	flag.Var(&o.env, "env", "`KEY=value` for the command; repeatable")
 	flag.Parse()
 	o.command = flag.Args()
@@ -109,6 +111,11 @@ func makeDisk(ctx context.Context, o options, work string) error {
 	}
 	if err := writeEtc(filepath.Join(root, "etc")); err != nil {
 		return err
+	}
+	for _, set := range o.debs {
+		if err := unpackDebs(ctx, o.cache, set, root); err != nil {
+			return err
+		}
 	}
 	for _, pair := range o.add {
 		from, to, ok := strings.Cut(pair, ":")

@@ -186,6 +186,6 @@ func (d *differ) write(h *tar.Header, dir int, name string) error {
 func newHeader(st *unix.Stat_t, path string, kind byte) *tar.Header {
 	return &tar.Header{
 		Typeflag: kind, Name: path, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
-		ModTime: time.Unix(st.Mtim.Unix()), AccessTime: time.Unix(st.Atim.Unix()), Format: tar.FormatPAX,
+		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
 }

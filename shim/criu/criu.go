@@ -240,6 +240,8 @@ type Sources struct {
 	Spec   *specs.Spec       // of the new container
 	Shm    string            // where the pod's shared memory is mounted; "": the container does not share it
 	Cgroup map[string]string // place in the container -> directory
+	// Beneath gives a path for what lies at rest beneath a source. It must not be led elsewhere by what a workload has put there.
+	Beneath func(source, rest string) (string, error)
 }
 
 // Source is the path on the host for a mount.
@@ -266,7 +268,15 @@ func (s *Sources) Source(m Mount) (string, error) {
 	if covering == nil || !isBind(covering) {
 		return "", missing("a mount")
 	}
-	return covering.Source + strings.TrimPrefix(m.Place, path.Clean("/"+covering.Destination)), nil
+	rest := strings.TrimPrefix(m.Place, path.Clean("/"+covering.Destination))
+	if rest == "" {
+		return covering.Source, nil
+	}
+	source, err := s.Beneath(covering.Source, strings.TrimPrefix(rest, "/"))
+	if err != nil {
+		return "", fmt.Errorf("the mount that the checkpoint has at %s: %w", m.Place, err)
+	}
+	return source, nil
 }
 
 // Dump is a dump to be made.

@@ -43,10 +43,12 @@ func (s *Server) restore(ctx context.Context, c *container, r *api.StartRequest,
 	if err := os.Mkdir(shm, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
+	opened := &openedSources{}
+	defer opened.close()
 	restore := &criu.Restore{
 		Images: r.Restore.Images, Work: r.Restore.Work, Descriptors: descriptors,
 		Joined: map[string]string{}, Streams: map[string]int{},
-		Sources: criu.Sources{Spec: config.Spec, Cgroup: native.CgroupMounts(config)},
+		Sources: criu.Sources{Spec: config.Spec, Cgroup: native.CgroupMounts(config), Beneath: opened.beneath},
 	}
 	if config.Shm != nil {
 		restore.Sources.Shm = shm
@@ -86,6 +88,31 @@ func (s *Server) restore(ctx context.Context, c *container, r *api.StartRequest,
 
 func (h handler) restore(context.Context, native.RestoreConfig) (*process, error) {
 	return nil, fmt.Errorf("only the native runtime restores checkpoints: use its handler: %w", errdefs.ErrFailedPrecondition)
+}
+
+// openedSources are places beneath mounts' sources that criu is told by descriptors of ours.
+type openedSources struct{ fds []int }
+
+func (o *openedSources) beneath(source, rest string) (string, error) {
+	dir, err := unix.Open(source, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: source, Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, rest, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", &os.PathError{Op: "open", Path: filepath.Join(source, rest), Err: err}, errdefs.ErrFailedPrecondition)
+	}
+	o.fds = append(o.fds, fd)
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(fd), nil
+}
+
+func (o *openedSources) close() {
+	for _, fd := range o.fds {
+		_ = unix.Close(fd)
+	}
 }
 
 // netName is the network namespace among the files for criu.

@@ -21,6 +21,7 @@ const helperPath = "/helper"
 
 // roles are what this program does inside a container: its first argument names one.
 var roles = map[string]func(args []string) int{
+	"role-hold":    roleHold,
 	"role-write":   roleWrite,
 	"role-eat":     roleEat,
 	"role-serve":   roleServe,

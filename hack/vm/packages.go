@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// criuPackages are Debian's criu, what it runs (tar and gzip, by a shell) and all libraries, without the parts of it that
+// need Python.
+var criuPackages = []string{
+	"criu", "tar", "gzip", "dash",
+	"libc6", "libbsd0", "libmd0", "libgnutls30", "libnet1", "libnftables1", "libnftnl11", "libmnl0", "libxtables12", "libjansson4",
+	"libedit2", "libtinfo6", "libnl-3-200", "libprotobuf-c1", "libgmp10", "libp11-kit0", "libidn2-0", "libunistring2", "libtasn1-6",
+	"libnettle8", "libhogweed6", "libffi8", "libacl1", "libselinux1", "libpcre2-8-0",
+}
+
+// sets are the names that -debs takes.
+var sets = map[string][]string{"criu": criuPackages}
+
+// unpackDebs unpacks the packages of a set into the machine's root. They are kept in the cache.
+func unpackDebs(ctx context.Context, cache, set, root string) error {
+	names, ok := sets[set]
+	if !ok {
+		return fmt.Errorf("-debs %q: not a set of packages", set)
+	}
+	dir, err := filepath.Abs(filepath.Join(cache, "debs"))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := download(ctx, dir, names); err != nil {
+		return err
+	}
+	for _, name := range names {
+		// Some packages still use /lib beside /usr/lib: here both are directories of their own.
+		if err := command(ctx, "dpkg-deb", "-x", debFile(dir, name), root); err != nil {
+			return err
+		}
+	}
+	for _, unused := range []string{"usr/share", "usr/lib/python3", "usr/include"} {
+		if err := os.RemoveAll(filepath.Join(root, unused)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// debFile is a package in the cache, or "".
+func debFile(dir, name string) string {
+	found, _ := filepath.Glob(filepath.Join(dir, name+"_*.deb"))
+	if len(found) == 0 {
+		return ""
+	}
+	return found[len(found)-1]
+}
+
+// download fetches the packages that the cache lacks.
+func download(ctx context.Context, dir string, names []string) error {
+	var missing []string
+	for _, name := range names {
+		if debFile(dir, name) == "" {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "vm: downloading %s\n", strings.Join(missing, " "))
+	temporary, err := os.MkdirTemp(dir, ".download-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temporary)
+	get := exec.CommandContext(ctx, "apt-get", append([]string{"download", "-q"}, missing...)...)
+	get.Dir = temporary
+	if out, err := get.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get download: %w (run `apt-get update` when a package is not found)\n%s", err, out)
+	}
+	for _, name := range missing {
+		file := debFile(temporary, name)
+		if file == "" {
+			return fmt.Errorf("apt-get download left no file for package %s", name)
+		}
+		if err := os.Rename(file, filepath.Join(dir, filepath.Base(file))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
