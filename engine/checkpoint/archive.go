@@ -176,6 +176,9 @@ func take(root *os.Root, name string, r io.Reader) error {
 	}
 	_, err = io.Copy(f, r)
 	err = errors.Join(err, f.Close())
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the checkpoint is not a tar archive, or is cut off: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if errors.Is(err, unix.ENOSPC) {
 		return fmt.Errorf("%w: free space on the filesystem of the root directory: %w", err, errdefs.ErrResourceExhausted)
 	}
