@@ -51,6 +51,13 @@ func goldenSpec() *specs.Spec {
 // TestPlans compares whole plans with the golden files, which read like an strace of a container's start.
 func TestPlans(t *testing.T) {
 	for name, compile := range map[string]func() (*built, error){
+		"restore": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Linux.MaskedPaths = []string{"/proc/acpi"}
+			in.spec.Root.Readonly = true
+			in.shm = stage.Extra + 2
+			return compileRestore(in, "/usr/sbin/criu", []string{"restore", "--root", "/l/active/7/fs"}, "/r/work/shm")
+		},
 		"create": func() (*built, error) { return compileCreate(goldenInput(goldenSpec(), newKernel)) },
 		"create-old-kernel-no-nnp-tty": func() (*built, error) {
 			spec := goldenSpec()
