@@ -14,8 +14,10 @@ func (w *walk) checkpoint() []step {
 	const want = "checkpoint and restore need criu"
 	return []step{{
 		text: "## Checkpoint\n\nIt needs criu, which is not on the machine where this page was written.",
-		args: func() []string { return []string{"checkpoint", "--export", filepath.Join(w.dir, "c.tar"), w.containerID} },
-		by:   &runner{run: failing},
+		args: func() []string {
+			return []string{"checkpoint", "--export", filepath.Join(w.dir, "c.tar"), w.containerID}
+		},
+		by: &runner{run: failing},
 		check: func(answer string) (string, error) {
 			if !strings.Contains(answer, want) {
 				return "", fmt.Errorf("want an error with %q", want)
