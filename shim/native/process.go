@@ -18,6 +18,9 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 	if err := c.limits(); err != nil {
 		return err
 	}
+	if err := c.scheduling(); err != nil {
+		return err
+	}
 	c.At("process.cwd")
 	c.keepUser()
 	c.CloseRange(stage.Extra, 0) // a working directory must not lead out by a descriptor of ours

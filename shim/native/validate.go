@@ -58,13 +58,10 @@ func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxN
 		{"linux.namespaces time", namespaces[specs.TimeNamespace]},
 		{"linux.namespaces mount with a path", mountPath},
 		{"linux.intelRdt", l.IntelRdt != nil},
-		{"linux.personality", l.Personality != nil},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
-		{"process.scheduler", p.Scheduler != nil},
-		{"process.ioPriority", p.IOPriority != nil},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
 		{"vm, solaris, windows or zos", spec.VM != nil || spec.Solaris != nil || spec.Windows != nil || spec.ZOS != nil},
 	}
