@@ -202,7 +202,7 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, c spec.Container,
 		return made, fmt.Errorf("stop signal: %w", err)
 	}
 	made.stopSignal = int32(signal)
-	in := spec.Input{Pod: &pod.Pod, Container: &c, Image: image.Config, Netns: pod.Network.Netns, CgroupsPath: cgroupsPath, Host: e.host}
+	in := spec.Input{Pod: &pod.Pod, Container: &c, Settings: e.settings(pod.Pod.Handler), Image: image.Config, Netns: pod.Network.Netns, CgroupsPath: cgroupsPath, Host: e.host}
 	if in.User, err = e.resolveUser(ctx, c.Security, image); err != nil {
 		return made, err
 	}
@@ -267,7 +267,10 @@ func (e *Engine) resolveHost(in *spec.Input) (err error) {
 	if in.Devices, err = resolveDevices(in.Container.Devices); err != nil {
 		return err
 	}
-	if in.Container.Security.Privileged {
+	if err = e.classes.resolve(in); err != nil {
+		return err
+	}
+	if in.Container.Security.Privileged && !in.Settings.PrivilegedWithoutHostDevices {
 		if in.Host.Devices, err = hostDevices(); err != nil {
 			return fmt.Errorf("the host's devices: %w", err)
 		}

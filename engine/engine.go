@@ -44,6 +44,8 @@ type Engine struct {
 	// connected says that the shim answered when it was last asked by follow.
 	connected atomic.Bool
 
+	classes classes // not changed once open
+
 	// mu guards what is below and everything reachable from it. It is never held across I/O.
 	mu         sync.RWMutex
 	pods       map[string]*pod
@@ -134,6 +136,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	var err error
 	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {
+		return nil, err
+	}
+	if e.classes, err = openClasses(cfg.BlockIOConfig, cfg.RDTConfig, e.log); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))

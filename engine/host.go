@@ -35,14 +35,15 @@ func hostFacts(unsetSeccomp string) (spec.Host, error) {
 	}
 	slices.Sort(h.Capabilities)
 	if !caps.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE) {
+		h.HardLimits = hardLimits()
 		// Without it a process may lower its score no further than where a process with it put it (proc_pid_oom_score_adj(5)).
 		if data, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
 			h.OOMScoreAdjMin, _ = strconv.Atoi(strings.TrimSpace(string(data)))
 		}
 	}
 	h.SwapAccounting = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
-	if matches, _ := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max"); len(matches) > 0 {
-		h.SwapAccounting = true
+	if data, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil && strings.Contains(string(data), "memory") {
+		h.SwapAccounting = exists("/proc/swaps") // cgroup v2 accounts swap wherever the kernel has any
 	}
 	h.NoSeccomp = unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0) == unix.EINVAL
 	h.SELinux = exists("/sys/fs/selinux/enforce")

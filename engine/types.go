@@ -26,6 +26,10 @@ type Config struct {
 	// DefaultSysctls are set in every pod whose namespaces own them, unless the pod sets them itself. Nil means
 	// DefaultSysctls; an empty map means none.
 	DefaultSysctls map[string]string
+	// Settings are what the operator has decided for each handler, by its name; "native" is our own runtime.
+	Settings map[string]spec.Settings
+	// BlockIOConfig and RDTConfig are files that say what classes of either there are; "" is none.
+	BlockIOConfig, RDTConfig string
 	// CDIDirs are the directories of CDI files, later ones win; none turns CDI off.
 	CDIDirs []string
 	// Handlers are the programs that a RuntimeClass can name. Our own runtime need not be among them.

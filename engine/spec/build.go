@@ -35,6 +35,7 @@ func Build(in Input) (Output, error) {
 	b.out.Spec = s
 	for _, step := range []func(*specs.Spec) error{
 		b.process, b.capabilities, b.namespaces, b.mounts, b.paths, b.devices, b.resources, b.labels, b.seccomp,
+		b.base, b.annotations, b.defaultRlimits,
 	} {
 		if err := step(s); err != nil {
 			return Output{}, err
@@ -51,6 +52,9 @@ func LowestVersion(s *specs.Spec) string {
 		return "1.3.0"
 	}
 	version := "1.0.2"
+	if len(s.Linux.TimeOffsets) > 0 || slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.TimeNamespace }) {
+		version = "1.1.0"
+	}
 	if p := s.Process; p != nil && (p.Scheduler != nil || p.IOPriority != nil) {
 		version = "1.1.0"
 	}

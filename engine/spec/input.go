@@ -24,6 +24,11 @@ type Input struct {
 	// Seccomp is the content of the file that a "localhost" profile names.
 	Seccomp []byte
 	Host    Host
+	// BlockIO is what the container's class of block I/O means, RDTClass its class of cache and memory bandwidth.
+	BlockIO  *specs.LinuxBlockIO
+	RDTClass string
+	// Settings are those of the pod's handler.
+	Settings Settings
 }
 
 // Files are the paths on the host of what every container of a pod has mounted. An empty path is not mounted.
@@ -49,6 +54,8 @@ type Host struct {
 	Devices []specs.LinuxDevice
 	// OOMScoreAdjMin is the lowest score that we may set; -1000 with CAP_SYS_RESOURCE.
 	OOMScoreAdjMin int
+	// HardLimits are the highest hard rlimits that we may give, by name; one that is not in it is not bounded.
+	HardLimits map[string]uint64
 	// SwapAccounting says that a limit of memory and swap together can be set.
 	SwapAccounting bool
 	// NoSeccomp says that the kernel has no seccomp filters.

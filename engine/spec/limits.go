@@ -56,6 +56,9 @@ func layResources(below, over *specs.LinuxResources) *specs.LinuxResources {
 		setPointer(&memory.Swap, over.Memory.Swap)
 		out.Memory = &memory
 	}
+	if over.BlockIO != nil {
+		out.BlockIO = over.BlockIO
+	}
 	if len(over.HugepageLimits) > 0 {
 		sizes := map[string]bool{}
 		for _, l := range over.HugepageLimits {

@@ -40,9 +40,12 @@ func shadowed(destination string, asked []specs.Mount) bool {
 }
 
 func (b *builder) systemMounts() []specs.Mount {
-	access := "ro"
+	access, cgroupAccess := "ro", "ro"
 	if b.in.Container.Security.Privileged {
-		access = "rw"
+		access, cgroupAccess = "rw", "rw"
+	}
+	if b.in.Settings.CgroupWritable {
+		cgroupAccess = "rw"
 	}
 	shm := specs.Mount{
 		Destination: shmPath, Type: "tmpfs", Source: "shm",
@@ -63,7 +66,7 @@ func (b *builder) systemMounts() []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{
 			Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
-			Options: []string{"nosuid", "noexec", "nodev", "relatime", access},
+			Options: []string{"nosuid", "noexec", "nodev", "relatime", cgroupAccess},
 		},
 	}
 }

@@ -10,7 +10,8 @@ import (
 
 // devices are nodes to make, and the rules of the device cgroup.
 func (b *builder) devices(s *specs.Spec) error {
-	if b.in.Container.Security.Privileged {
+	hostDevices := b.in.Container.Security.Privileged && !b.in.Settings.PrivilegedWithoutHostDevices
+	if hostDevices {
 		s.Linux.Devices = slices.Clone(b.in.Host.Devices)
 		s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
 	} else {
@@ -22,7 +23,7 @@ func (b *builder) devices(s *specs.Spec) error {
 		}
 		s.Linux.Devices = slices.DeleteFunc(s.Linux.Devices, func(other specs.LinuxDevice) bool { return other.Path == d.Path })
 		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
-		if !b.in.Container.Security.Privileged {
+		if !hostDevices {
 			major, minor := d.Major, d.Minor
 			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{
 				Allow: true, Type: d.Type, Major: &major, Minor: &minor, Access: d.Permissions,
@@ -76,8 +77,11 @@ func (b *builder) resources(s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	limits.Devices = s.Linux.Resources.Devices
+	limits.Devices, limits.BlockIO = s.Linux.Resources.Devices, b.in.BlockIO
 	s.Linux.Resources = limits
+	if b.in.RDTClass != "" {
+		s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: b.in.RDTClass}
+	}
 	return nil
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/criserver/criserver/engine/spec"
 )
 
 // maxSocketPath is what fits in sockaddr_un.sun_path with its terminating zero (unix(7)).
@@ -76,6 +78,7 @@ func (c *Config) problems() []problem {
 	absolute("workload.cgroup_parent", c.Workload.CgroupParent)
 	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
 	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
+	c.Workload.problems(add, absolute)
 	absolute("image.hosts_dir", c.Image.HostsDir)
 	if n := c.Image.Parallel; n < 1 || n > 256 {
 		add("image.parallel", "%d is not between 1 and 256", n)
@@ -135,6 +138,25 @@ func (n *Network) problems(add func(string, string, ...any), absolute func(strin
 	}
 	for _, dir := range n.BinDirs {
 		absolute("network.bin_dirs", dir)
+	}
+}
+
+func (w *Workload) problems(add func(string, string, ...any), absolute func(string, string)) {
+	for _, text := range w.DefaultUlimits {
+		if _, err := spec.ParseRlimit(text); err != nil {
+			add("workload.default_ulimits", "%v", err)
+		}
+	}
+	for _, text := range w.DefaultSysctls {
+		name, _, ok := strings.Cut(text, "=")
+		if _, err := spec.PodSysctls(&spec.Pod{Sysctls: map[string]string{name: ""}}, nil); !ok || err != nil {
+			add("workload.default_sysctls", "%q is not of the form net.core.somaxconn=1024, with a sysctl of a pod's own namespaces", text)
+		}
+	}
+	for key, file := range map[string]string{"workload.blockio_config": w.BlockIOConfig, "workload.rdt_config": w.RDTConfig} {
+		if file != "" {
+			absolute(key, file)
+		}
 	}
 }
 

@@ -80,6 +80,13 @@ type Shim struct {
 
 // Workload is what all containers have in common.
 type Workload struct {
+	DefaultUlimits    []string `toml:"default_ulimits"`
+	UnprivilegedPorts bool     `toml:"unprivileged_ports"`
+	UnprivilegedICMP  bool     `toml:"unprivileged_icmp"`
+	DefaultSysctls    []string `toml:"default_sysctls"`
+	BlockIOConfig     string   `toml:"blockio_config"`
+	RDTConfig         string   `toml:"rdt_config"`
+
 	CgroupParent string `toml:"cgroup_parent"`
 	CgroupDriver string `toml:"cgroup_driver"`
 	UnsetSeccomp string `toml:"unset_seccomp"`

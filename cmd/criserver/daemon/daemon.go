@@ -152,8 +152,14 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 	if d.cfg.CDI.Enabled {
 		cdiDirs = d.cfg.CDI.SpecDirs
 	}
+	settings, err := settings(d.cfg)
+	if err != nil {
+		return nil, err
+	}
 	eng, err := engine.Open(ctx, engine.Config{
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
+		Settings: settings, DefaultSysctls: sysctls(d.cfg.Workload),
+		BlockIOConfig: d.cfg.Workload.BlockIOConfig, RDTConfig: d.cfg.Workload.RDTConfig,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
 		Handlers: handlersOf(ctx, d.cfg, d.log),
