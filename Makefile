@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest demo install uninstall clean
+.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,12 +54,16 @@ vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual
 critest: build ## the suite of cri-tools with the native runtime and with runc (as root)
 	$(GO) run ./hack/ci critest critest-runc
 
+kubelet-test: build ## the real kubelet with static pods, and the cost of probes (as root, 15 min)
+	hack/kubelet/run -v -probes 5m -pods 50
+
 demo: build ## a pod with a web server on a temporary daemon, step by step (as root)
 	hack/demo/run
 
 install: build ## programs, systemd unit and default configuration; DESTDIR, PREFIX, UNITDIR
 	install -d $(BINDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)/etc/criserver
 	install -m 0755 $(addprefix bin/,criserver criserver-shim criserver-keeper) $(BINDIR)
+	ln -sf criserver-shim $(BINDIR)/criserver-oci
 	install -D -m 0755 bin/criserver-cni $(DESTDIR)/opt/cni/bin/criserver
 	sed 's#@BINDIR@#$(PREFIX)/bin#' packaging/criserver.service > $(DESTDIR)$(UNITDIR)/criserver.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/criserver.service
@@ -67,7 +71,7 @@ install: build ## programs, systemd unit and default configuration; DESTDIR, PRE
 		install -m 0644 cmd/criserver/config/default.toml $(DESTDIR)/etc/criserver/config.toml
 
 uninstall: ## what install put there, except the configuration; drain and stop the daemon first
-	rm -f $(addprefix $(BINDIR)/,criserver criserver-shim criserver-keeper) $(DESTDIR)/opt/cni/bin/criserver
+	rm -f $(addprefix $(BINDIR)/,criserver criserver-shim criserver-keeper criserver-oci) $(DESTDIR)/opt/cni/bin/criserver
 	rm -f $(DESTDIR)$(UNITDIR)/criserver.service
 
 clean: ## what build and the tests made in the tree

@@ -17,6 +17,7 @@ require (
 	github.com/google/nftables v0.3.0
 	github.com/intel/goresctrl v0.14.0
 	github.com/klauspost/compress v1.20.3
+	github.com/moby/profiles/apparmor v0.1.0
 	github.com/moby/profiles/seccomp v0.3.0
 	github.com/moby/sys/capability v0.5.0
 	github.com/moby/sys/mountinfo v0.7.3

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/apparmor"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/criserver/criserver/engine/spec"
@@ -280,8 +281,25 @@ func (e *Engine) resolveHost(in *spec.Input) (err error) {
 			return err
 		}
 	}
+	if profile := in.Container.Security.AppArmor; profile.Kind == spec.Localhost && in.Host.AppArmor {
+		if err := checkAppArmor(profile.Path); err != nil {
+			return err
+		}
+	}
 	in.Container.Mounts, err = resolveMounts(in.Container.Mounts)
 	return err
+}
+
+// checkAppArmor says so before anything is made when a profile is not loaded.
+func checkAppArmor(profile string) error {
+	loaded, err := apparmor.IsLoaded(profile)
+	if err != nil {
+		return fmt.Errorf("AppArmor profile %s: the list of loaded ones: %w", profile, err)
+	}
+	if !loaded {
+		return fmt.Errorf("AppArmor profile %s is not loaded: load it by apparmor_parser -r FILE: %w", profile, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 func readProfile(path string) ([]byte, error) {

@@ -135,7 +135,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
-	if e.host, err = hostFacts(cfg.UnsetSeccomp); err != nil {
+	if e.host, err = hostFacts(cfg.UnsetSeccomp, cfg.AppArmorProfile); err != nil {
 		return nil, err
 	}
 	if e.classes, err = openClasses(cfg.BlockIOConfig, cfg.RDTConfig, e.log); err != nil {

@@ -19,8 +19,8 @@ import (
 )
 
 // hostFacts learns what the node can do. It is asked once; devices are read when they are needed.
-func hostFacts(unsetSeccomp string) (spec.Host, error) {
-	h := spec.Host{UnsetSeccomp: unsetSeccomp, OOMScoreAdjMin: -1000}
+func hostFacts(unsetSeccomp, appArmor string) (spec.Host, error) {
+	h := spec.Host{UnsetSeccomp: unsetSeccomp, AppArmorDefault: appArmor, OOMScoreAdjMin: -1000}
 	caps, err := capability.NewPid2(0)
 	if err == nil {
 		err = caps.Load()

@@ -16,7 +16,7 @@ import (
 )
 
 func TestHostFactsAreThoseOfThisProcess(t *testing.T) {
-	h, err := hostFacts(spec.Unconfined)
+	h, err := hostFacts(spec.Unconfined, "")
 	must(t, err)
 	if os.Getuid() != 0 {
 		t.Skip("needs root")

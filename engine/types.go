@@ -23,6 +23,8 @@ type Config struct {
 	CgroupParent string
 	// UnsetSeccomp is the profile of containers that name none: "unconfined" (also "") or "runtime/default".
 	UnsetSeccomp string
+	// AppArmorProfile is the loaded profile of containers that name none, or runtime/default; "" leaves them unconfined.
+	AppArmorProfile string
 	// DefaultSysctls are set in every pod whose namespaces own them, unless the pod sets them itself. Nil means
 	// DefaultSysctls; an empty map means none.
 	DefaultSysctls map[string]string

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/keeper"
+	"github.com/criserver/criserver/shim/oci"
 	"github.com/criserver/criserver/shim/shimd"
 )
 
@@ -24,11 +26,17 @@ var version = "dev"
 
 const usage = `usage:
   criserver-shim serve --state DIR --keeper PATH --shim PATH
-  criserver-shim oci plan CONFIG.JSON
+  criserver-shim oci COMMAND ...   an OCI runtime; called as criserver-oci, without "oci"
 `
+
+// ociName is what other engines call this program by: they give it the arguments of an OCI runtime.
+const ociName = "criserver-oci"
 
 func main() {
 	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == ociName {
+		os.Exit(oci.Main(ociName, version, args, os.Stdout, os.Stderr))
+	}
 	if len(args) == 0 {
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
@@ -37,7 +45,7 @@ func main() {
 	case "serve":
 		os.Exit(serve(args[1:]))
 	case "oci":
-		os.Exit(oci(args[1:]))
+		os.Exit(oci.Main("criserver-shim oci", version, args[1:], os.Stdout, os.Stderr))
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)

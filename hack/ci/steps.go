@@ -109,7 +109,7 @@ func packages(ctx context.Context) ([]string, error) {
 	return strings.Fields(string(list)), nil
 }
 
-// unit runs every test that is not end to end. Many of them work on the kernel, as root, each in namespaces and cgroups
+// unit runs every test that is not end to end and not with a kubelet. Many of them work on the kernel, as root, each in namespaces and cgroups
 // of its own.
 func unit(ctx context.Context, out io.Writer) result {
 	all, err := packages(ctx)
@@ -120,7 +120,7 @@ func unit(ctx context.Context, out io.Writer) result {
 	}
 	args := []string{"-timeout", "15m"}
 	for _, p := range all {
-		if !strings.Contains(p, "/test/e2e") {
+		if !strings.Contains(p, "/test/e2e") && !strings.HasSuffix(p, "/test/kubelet") {
 			args = append(args, p)
 		}
 	}
@@ -129,6 +129,21 @@ func unit(ctx context.Context, out io.Writer) result {
 
 func endToEnd(ctx context.Context, out io.Writer) result {
 	return goTest(ctx, out, "-count=1", "-timeout", "20m", "./test/e2e/...")
+}
+
+// withKubelet runs the real kubelet on the real daemon.
+func withKubelet(ctx context.Context, out io.Writer) result {
+	var r result
+	if err := command(ctx, out, nil, "hack/tools/kubelet/build"); err != nil {
+		r.count(err, out)
+		return r
+	}
+	kubelet, err := filepath.Abs("hack/cache/bin/kubelet")
+	if err != nil {
+		r.count(err, out)
+		return r
+	}
+	return goTest(ctx, out, "-count=1", "-timeout", "40m", "./test/kubelet", "-short", "-kubelet", kubelet)
 }
 
 var fuzzTarget = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)

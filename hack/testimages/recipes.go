@@ -218,6 +218,19 @@ func addStatic(ctx context.Context, l *layout, _ map[string]string, base layer) 
 	}}, "e2e-test-images/nonewprivs:1.3"); err != nil {
 		return err
 	}
+	health, err := guest(ctx, "health")
+	if err != nil {
+		return err
+	}
+	server, err := one(l, "health", 0o755, health)
+	if err != nil {
+		return err
+	}
+	if err := l.add(image{layers: []layer{server}, config: ocispec.ImageConfig{
+		Env: []string{searchPath}, Entrypoint: []string{"/health"}, ExposedPorts: map[string]struct{}{"5051/tcp": {}},
+	}}, "criserver/health:latest"); err != nil {
+		return err
+	}
 	program, err := guest(ctx, "pause")
 	if err != nil {
 		return err

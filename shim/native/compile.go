@@ -29,6 +29,7 @@ type input struct {
 	proc    int                              // the descriptor of the pod's proc; 0: none
 	target  int                              // exec: the descriptor of the container's pidfd
 	program string                           // what is executed, when it is not the first argument
+	gate    bool                             // the first two of stage.Extra are a Gate
 	rootAt  string                           // where hooks look for the root filesystem; "": there are none that do
 	userns  int                              // the descriptor of the container's user namespace; 0: none
 	idmaps  map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
@@ -48,6 +49,7 @@ type built struct {
 	forks      bool      // next message: the pid of the process, a sibling of the stage
 	roots      []podRoot // of a pod: a message and a byte for each
 	argv       []string
+	gate       int // the first operation after the process waits for its start
 	warnings   []string
 }
 
@@ -56,6 +58,7 @@ type compiler struct {
 	*plan.Plan
 	in       *input
 	root     plan.Reg // the root filesystem's mount
+	gate     int
 	mask     plan.Reg // an empty read-only tmpfs, when directories are to be masked
 	later    []func() // what makes a mount read-only once nothing needs to be made in it
 	warnings []string
@@ -86,7 +89,7 @@ func compileCreate(in *input) (*built, error) {
 	if err := c.run(b.terminal, b.forks, true); err != nil {
 		return nil, err
 	}
-	b.warnings = c.warnings
+	b.gate, b.warnings = c.gate, c.warnings
 	return b, nil
 }
 

@@ -110,6 +110,8 @@ type HookConfig struct {
 	// Target is a pidfd of that process, for the hooks that run in its namespaces.
 	Target *os.File
 	Cgroup *cgroup.Cgroup // of the container, for the same; may be nil
+	// Timeout is how long a hook may take that has none of its own; 0: as long as the context.
+	Timeout time.Duration
 }
 
 // RunHooks runs the hooks of one kind in their order. It stops at the first that fails; after Poststop ones that fail it goes on,
@@ -149,10 +151,13 @@ func (r *Runtime) runHook(ctx context.Context, kind HookKind, hook specs.Hook, c
 		return err
 	}
 	defer out.close()
-	timed := ctx
+	timed, limit := ctx, c.Timeout
 	if hook.Timeout != nil {
+		limit = time.Duration(*hook.Timeout) * time.Second
+	}
+	if limit > 0 {
 		var cancel context.CancelFunc
-		timed, cancel = context.WithTimeout(ctx, time.Duration(*hook.Timeout)*time.Second)
+		timed, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
 	b, l, err := r.compileHook(kind, hook, c)
@@ -172,7 +177,7 @@ func (r *Runtime) runHook(ctx context.Context, kind HookKind, hook specs.Hook, c
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case timed.Err() != nil:
-		return fmt.Errorf("it took longer than its timeout of %d s and was killed%s: %w", *hook.Timeout, text, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it took longer than its timeout of %v and was killed%s: %w", limit, text, errdefs.ErrFailedPrecondition)
 	}
 	return fmt.Errorf("%w%s", err, text)
 }
@@ -307,7 +312,7 @@ func (r *Runtime) hooked(c Config) *hooked {
 	if c.Spec.Hooks == nil {
 		return nil
 	}
-	return &hooked{r, HookConfig{ID: c.ID, Spec: c.Spec, Bundle: c.Bundle, Cgroup: c.Cgroup}}
+	return &hooked{r, HookConfig{ID: c.ID, Spec: c.Spec, Bundle: c.Bundle, Cgroup: c.Cgroup, Timeout: c.HookTimeout}}
 }
 
 // run runs hooks for a process that is being made. A nil hooked has none.

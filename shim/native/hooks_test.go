@@ -193,7 +193,7 @@ func TestFailingHooksEndTheContainer(t *testing.T) {
 		}{
 			"exit code": {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo out; echo why >&2; exit 3"}}, "exit code 3: failed precondition: it said: out\nwhy"},
 			"missing":   {specs.Hook{Path: "/no/such/hook"}, `exec: "/no/such/hook": no such file or directory`},
-			"timeout":   {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 20 & sleep 10"}, Timeout: new(int)}, "timeout of 1 s"},
+			"timeout":   {specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "sleep 20 & sleep 10"}, Timeout: new(int)}, "timeout of 1s"},
 		} {
 			if kind == StartContainer && c.hook.Path == "/bin/sh" { // there is no shell in the container
 				c.hook = specs.Hook{Path: "/bin/inside", Args: []string{"inside", "exit", "3"}, Timeout: c.hook.Timeout}

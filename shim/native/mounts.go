@@ -298,7 +298,7 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 	} else {
 		c.Fsopen(fs, m.Type)
 	}
-	if m.Source != "" && m.Source != m.Type {
+	if m.Source != "" {
 		c.FsconfigString(fs, "source", m.Source)
 	}
 	options, err := c.ownerOptions(m.Type, o.filesystem)

@@ -23,9 +23,10 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 	}
 	c.At("process.cwd")
 	c.keepUser()
-	c.CloseRange(stage.Extra, 0) // a working directory must not lead out by a descriptor of ours
+	c.CloseRange(c.firstOurs(), 0) // a working directory must not lead out by a descriptor of ours
 	c.workingDirectory(waits)
 	c.enterUser(waits)
+	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC) // before a filter that may not allow it
 	if err := c.credentials(); err != nil {
 		return err
 	}
@@ -38,7 +39,7 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.Simple(unix.SYS_IOCTL, "ioctl", 0, unix.TIOCSCTTY, 0)
 	}
 	if waits {
-		c.wait()
+		c.waitForStart()
 	}
 	if c.in.process.NoNewPrivileges {
 		c.At("process.noNewPrivileges")
@@ -46,7 +47,6 @@ func (c *compiler) run(terminal, forks, waits bool) error {
 		c.seccomp()
 	}
 	c.At("process.args")
-	c.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC)
 	c.execve()
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -70,6 +71,10 @@ type Config struct {
 	Stdin, Stdout, Stderr *os.File
 	// Cgroup was created. Nil: the process stays in the caller's.
 	Cgroup *cgroup.Cgroup
+	// HookTimeout is how long a hook may take that has no timeout of its own; 0: as long as the context.
+	HookTimeout time.Duration
+	// Gate is for a caller that ends before the process is started: see Process.Detach. Nil: Start starts it.
+	Gate *Gate
 
 	idmaps map[string]*os.File // mappings of mounts -> a user namespace with them
 }
@@ -84,6 +89,7 @@ type Process struct {
 
 	run   *stage.Run
 	argv  []string
+	gate  int
 	hooks *hooked // nil: none
 
 	mu        sync.Mutex
@@ -131,6 +137,10 @@ func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
 	in, extra, err := r.input(c.Spec, c.Spec.Process, c.Cgroup)
 	if err != nil {
 		return nil, nil, err
+	}
+	if c.Gate != nil {
+		in.gate = true
+		extra = append(extra, c.Gate.Start, c.Gate.Report)
 	}
 	in.rootfs = c.Rootfs
 	if in.rootfs == nil && c.Spec.Root != nil {
@@ -246,7 +256,7 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, hooks: l.hooks, killable: !b.forks}
+	p := &Process{Pid: run.Pid, Pidfd: run.Pidfd, Warnings: b.warnings, run: run, argv: b.argv, gate: b.gate, hooks: l.hooks, killable: !b.forks}
 	arrived := make(chan error, 1)
 	go func() {
 		err := p.arrive(ctx, b, l.waits)
@@ -434,8 +444,11 @@ func (p *Process) explain(err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
+	return explainCall(e, p.argv[0])
+}
+
+func explainCall(e *plan.Error, name string) error {
 	if e.Name == "execve" {
-		name := p.argv[0]
 		switch {
 		case e.Errno == unix.ENOENT && !strings.Contains(name, "/"):
 			return fmt.Errorf("exec: %q: executable file not found in $PATH: %w", name, errdefs.ErrNotFound)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -92,7 +91,7 @@ func (s *Server) Signal(ctx context.Context, r *api.SignalRequest) (*api.SignalR
 		if signal == unix.SIGKILL {
 			return &api.SignalResponse{}, c.cgroup.Kill(ctx)
 		}
-		return &api.SignalResponse{}, signalAll(c.cgroup, signal)
+		return &api.SignalResponse{}, c.cgroup.Signal(signal)
 	}
 	_, pidfd, err := s.runningPidfd(ctx, r.Id)
 	if errdefs.IsFailedPrecondition(err) { // it has ended
@@ -107,39 +106,6 @@ func (s *Server) Signal(ctx context.Context, r *api.SignalRequest) (*api.SignalR
 		return nil, fmt.Errorf("signal %d to container %s: %w", r.Signal, r.Id, err)
 	}
 	return &api.SignalResponse{}, nil
-}
-
-// signalAll signals what is in a cgroup. A pid is used only while it is seen in the cgroup after its pidfd was opened.
-func signalAll(g *cgroup.Cgroup, signal unix.Signal) error {
-	pids, err := g.Pids()
-	if err != nil {
-		return err
-	}
-	fds := map[int]int{}
-	defer func() {
-		for _, fd := range fds {
-			_ = unix.Close(fd)
-		}
-	}()
-	for _, pid := range pids {
-		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-			fds[pid] = fd
-		}
-	}
-	still, err := g.Pids()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for pid, fd := range fds {
-		if !slices.Contains(still, pid) {
-			continue
-		}
-		if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("signal %d to process %d: %w", signal, pid, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // ReopenLog opens a container's log anew, after its file was renamed.

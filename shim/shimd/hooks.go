@@ -65,7 +65,7 @@ func (s *Server) poststop(ctx context.Context, id, dir string) {
 	spec, err := c.loadSpec()
 	if err == nil {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), poststopLimit(spec))
-		err = s.runtime.poststop(limited, native.HookConfig{ID: id, Spec: spec, Bundle: dir})
+		err = s.runtime.poststop(limited, native.HookConfig{ID: id, Spec: spec, Bundle: dir, Timeout: hookLimit})
 		cancel()
 	}
 	if err != nil {

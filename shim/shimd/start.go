@@ -145,7 +145,7 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	if err := c.makeCgroup(ctx, spec); err != nil {
 		return err
 	}
-	config := native.Config{ID: c.id, Spec: spec, Bundle: c.dir, Cgroup: c.cgroup}
+	config := native.Config{ID: c.id, Spec: spec, Bundle: c.dir, Cgroup: c.cgroup, HookTimeout: hookLimit}
 	if m := r.Rootfs; m != nil {
 		config.Rootfs = &native.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}

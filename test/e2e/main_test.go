@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 }
 
 func runAll(m *testing.M) int {
+	place.Observe = covered.observe
 	var err error
 	if registry, err = place.StartRegistry(); err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n", err)
@@ -40,6 +41,12 @@ func runAll(m *testing.M) int {
 	if shared != nil {
 		if err := shared.shutdown(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: the end of the shared daemon: %v\n", err)
+			code = 1
+		}
+	}
+	if code == 0 && *conformancePage != "" {
+		if err := covered.write(*conformancePage); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: conformance: %v\n", err)
 			code = 1
 		}
 	}

@@ -90,6 +90,7 @@ type Workload struct {
 	CgroupParent string `toml:"cgroup_parent"`
 	CgroupDriver string `toml:"cgroup_driver"`
 	UnsetSeccomp string `toml:"unset_seccomp"`
+	AppArmor     string `toml:"apparmor_profile"`
 }
 
 // Image configures the image store.

@@ -162,9 +162,10 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		BlockIOConfig: d.cfg.Workload.BlockIOConfig, RDTConfig: d.cfg.Workload.RDTConfig,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
-		Handlers: handlersOf(ctx, d.cfg, d.log),
-		CDIDirs:  cdiDirs,
-		Criu:     d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
+		AppArmorProfile: loadAppArmor(d.cfg.Workload.AppArmor, d.log),
+		Handlers:        handlersOf(ctx, d.cfg, d.log),
+		CDIDirs:         cdiDirs,
+		Criu:            d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
 		Log: d.log,
 	})
 	if err != nil {

@@ -206,3 +206,9 @@ func Reap(pidfd *os.File) {
 	for unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil) == unix.EINTR {
 	}
 }
+
+// Len is the number of operations of the plan.
+func (r *Run) Len() int { return r.plan.Len() }
+
+// Explain describes the failure of one call of the plan.
+func (r *Run) Explain(index int, errno unix.Errno) *plan.Error { return r.plan.Error(index, errno) }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -98,7 +99,8 @@ netns_dir = %q
 	}
 	var err error
 	d.conn, err = grpc.NewClient("unix:"+d.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithChainUnaryInterceptor(p.observeUnary), grpc.WithChainStreamInterceptor(p.observeStream))
 	if err != nil {
 		return nil, err
 	}
@@ -216,4 +218,47 @@ func (d *Daemon) byName(name string) int {
 		}
 	}
 	return 0
+}
+
+func (p *Place) observeUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	if p.Observe != nil {
+		p.Observe(method, req, err)
+	}
+	return err
+}
+
+func (p *Place) observeStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	stream, err := open(ctx, desc, cc, method, opts...)
+	if err != nil || p.Observe == nil {
+		return stream, err
+	}
+	return &observedStream{ClientStream: stream, observe: p.Observe, method: method}, nil
+}
+
+// observedStream tells of the first answer, by which it is known whether the call was accepted.
+type observedStream struct {
+	grpc.ClientStream
+	observe func(method string, request any, err error)
+	method  string
+	request any
+	told    bool
+}
+
+func (s *observedStream) SendMsg(m any) error {
+	s.request = m
+	return s.ClientStream.SendMsg(m)
+}
+
+func (s *observedStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if !s.told {
+		s.told = true
+		told := err
+		if errors.Is(err, io.EOF) {
+			told = nil
+		}
+		s.observe(s.method, s.request, told)
+	}
+	return err
 }

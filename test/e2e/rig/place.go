@@ -51,6 +51,8 @@ type Place struct {
 	ImagesDir    string
 	Runtimes     string // handlers that daemons have besides native, as NAME=PATH, comma separated
 	CgroupParent string // "/criserver-rig-..."; removed afterwards
+	// Observe is told of every call that a Daemon's clients make, in the caller's goroutine; it may be nil.
+	Observe func(method string, request any, err error)
 }
 
 // Isolate runs the program in a place of its own; see the package's comment. It needs root.
