@@ -74,6 +74,9 @@ func (e *Engine) reserveContainer(c spec.Container) (id, left string, err error)
 		if o.PodID != podID || o.Name != c.Name || o.Attempt != c.Attempt {
 			continue
 		}
+		if asked := other.record.Asked; asked != nil {
+			o.Resources = *asked
+		}
 		switch state := other.record.State; {
 		case state == removing:
 			return "", o.ID, nil
@@ -152,9 +155,10 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	})
 	var made madeSpec
 	g.Go(func() (err error) {
-		made, err = e.makeSpec(gctx, &pod, record.Container, image, record.CgroupsPath)
+		made, err = e.makeSpec(gctx, &pod, record, image)
 		return err
 	})
+	defer func() { made.release() }()
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -164,15 +168,22 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 		}
 	}
 	record.User, record.StopSignal, record.OwnPID = made.user, made.stopSignal, made.ownPID
-	record.PodNamespaces, record.PIDTarget = made.podNamespaces, made.pidTarget
+	record.PodNamespaces, record.PIDTarget, record.CgroupsPath = made.podNamespaces, made.pidTarget, made.cgroupsPath
+	if made.resources != nil {
+		asked := record.Container.Resources
+		record.Asked, record.Container.Resources = &asked, *made.resources
+	}
 	if err := move(&record.State, created); err != nil {
 		return err
 	}
 	if err := e.store.saveContainer(record); err != nil {
 		return err
 	}
-	_, err = e.changeContainer(c.ID, created, func(r *containerRecord) { *r = record })
-	return err
+	if _, err = e.changeContainer(c.ID, created, func(r *containerRecord) { *r = record }); err != nil {
+		return err
+	}
+	e.logPlugin(e.tellContainer(ctx, ContainerPostCreate, c.ID), ContainerPostCreate, "container", c.ID)
+	return nil
 }
 
 func (e *Engine) prepareRootfs(ctx context.Context, id, imageID string) (rootfsMount, error) {
@@ -193,17 +204,24 @@ type madeSpec struct {
 	podNamespaces []string
 	pidTarget     string
 	ownPID        bool
+	cgroupsPath   string
+	// resources are the limits when plugins have changed them.
+	resources *spec.Resources
+	// release lets plugins join again once what they were told is so.
+	release func()
 }
 
-// makeSpec builds a container's spec and writes config.json.
-func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, c spec.Container, image Image, cgroupsPath string) (madeSpec, error) {
-	var made madeSpec
+// makeSpec builds a container's spec, lets plugins change it, and writes config.json. The caller calls release of the
+// answer, with an error too.
+func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord, image Image) (madeSpec, error) {
+	c := r.Container
+	made := madeSpec{cgroupsPath: r.CgroupsPath, release: func() {}}
 	signal, err := spec.StopSignal(c.StopSignal, image.Config.StopSignal)
 	if err != nil {
 		return made, fmt.Errorf("stop signal: %w", err)
 	}
 	made.stopSignal = int32(signal)
-	in := spec.Input{Pod: &pod.Pod, Container: &c, Settings: e.settings(pod.Pod.Handler), Image: image.Config, Netns: pod.Network.Netns, CgroupsPath: cgroupsPath, Host: e.host}
+	in := spec.Input{Pod: &pod.Pod, Container: &c, Settings: e.settings(pod.Pod.Handler), Image: image.Config, Netns: pod.Network.Netns, CgroupsPath: r.CgroupsPath, Host: e.host}
 	if in.User, err = e.resolveUser(ctx, c.Security, image); err != nil {
 		return made, err
 	}
@@ -223,10 +241,14 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, c spec.Container,
 	for _, warning := range out.Warnings {
 		e.log.Warn(warning, "container", c.ID, "name", c.Name)
 	}
-	if err := e.injectDevices(out.Spec, c.CDIDevices); err != nil {
+	if err := e.InjectDevices(out.Spec, c.CDIDevices); err != nil {
 		return made, err
 	}
 	made.podNamespaces, made.pidTarget, made.ownPID = out.PodNamespaces, out.PIDTarget, out.OwnPID
+	made.release = e.holdPlugins()
+	if err := e.adjust(ctx, pod, r, out.Spec, &made); err != nil {
+		return made, err
+	}
 	data, err := json.Marshal(out.Spec)
 	if err != nil {
 		return made, fmt.Errorf("encode the OCI spec: %w", err)

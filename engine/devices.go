@@ -10,8 +10,8 @@ import (
 	"github.com/criserver/criserver/engine/spec"
 )
 
-// injectDevices gives a container the CDI devices that it asks for.
-func (e *Engine) injectDevices(s *specs.Spec, names []string) error {
+// InjectDevices edits s so that the container has the CDI devices.
+func (e *Engine) InjectDevices(s *specs.Spec, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}

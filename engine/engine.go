@@ -58,6 +58,7 @@ type pod struct {
 	rate   rate // of a cgroup that only this pod is in; it guards itself
 	// announced says that those who listen may know of it.
 	announced bool
+	told      told // what plugins know of it
 }
 
 // container is a container in memory. Its fields are guarded by Engine.mu, but for the channels.
@@ -80,6 +81,7 @@ type container struct {
 	// rate and layer guard themselves.
 	rate  rate
 	layer layerState
+	told  told // what plugins know of it
 }
 
 func newContainer(r containerRecord) *container {

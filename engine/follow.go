@@ -175,6 +175,7 @@ func (e *Engine) reap(ctx context.Context, id string) error {
 	if err == nil {
 		err = e.releaseProcess(ctx, record)
 	}
+	e.tellEnd(ctx, id)
 	if err != nil {
 		e.log.Warn("a container that has exited is not cleaned up yet", "container", id, "error", err)
 	}

@@ -178,7 +178,7 @@ func (e *Engine) bringUp(ctx context.Context, record podRecord) error {
 	if err := writeHosts(e.store.podDir(p.ID), &p, network.IPs); err != nil {
 		return err
 	}
-	return e.podReady(p.ID, network, int(holder))
+	return e.podReady(ctx, p.ID, network, int(holder))
 }
 
 // makeNamespaces makes what the pod's containers share, network and resolv.conf included.
@@ -217,13 +217,17 @@ func (e *Engine) makeNamespaces(ctx context.Context, p *spec.Pod, sysctls map[st
 	return network, holder, err
 }
 
-// podReady records what a pod was given and lets containers in.
-func (e *Engine) podReady(id string, network cni.Result, holder int) error {
+// podReady records what a pod was given and lets containers in, unless a plugin refuses it.
+func (e *Engine) podReady(ctx context.Context, id string, network cni.Result, holder int) error {
 	record, _ := e.podRecord(id)
 	if err := move(&record.State, ready); err != nil {
 		return err
 	}
 	record.Network, record.HolderPID = network, holder
+	defer e.holdPlugins()()
+	if err := e.tellOfPod(ctx, record); err != nil {
+		return err
+	}
 	if err := e.store.savePod(record); err != nil {
 		return err
 	}
@@ -363,6 +367,7 @@ func (e *Engine) stopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	e.tellPodEnd(ctx, record)
 	if err := e.releasePod(ctx, record); err != nil {
 		return err
 	}

@@ -37,6 +37,9 @@ func (e *Engine) updatePod(ctx context.Context, id string, resources, overhead *
 	if record.State != ready {
 		return fmt.Errorf("it is %s: it must be ready: %w", record.State, errdefs.ErrFailedPrecondition)
 	}
+	if err := e.askPodUpdate(ctx, record, resources, overhead); err != nil {
+		return err
+	}
 	before := record
 	set := func(r *podRecord) {
 		if resources != nil {
@@ -64,7 +67,11 @@ func (e *Engine) updatePod(ctx context.Context, id string, resources, overhead *
 			return err
 		}
 	}
-	return e.changePod(id, ready, set)
+	if err := e.changePod(id, ready, set); err != nil {
+		return err
+	}
+	e.tellPodUpdated(ctx, id)
+	return nil
 }
 
 func (e *Engine) podLimits(p *spec.Pod) ([]byte, error) {

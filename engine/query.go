@@ -105,13 +105,15 @@ func hasLabels(labels, wanted map[string]string) bool {
 	return true
 }
 
-func (p *pod) status() PodStatus {
-	r := p.record
+func (p *pod) status() PodStatus { return p.record.status() }
+
+func (r *podRecord) status() PodStatus {
 	return PodStatus{Pod: r.Pod, State: r.State.pod(), CreatedAt: r.CreatedAt, Network: r.Network, HolderPID: r.HolderPID}
 }
 
-func (e *Engine) containerStatus(c *container) ContainerStatus {
-	r := c.record
+func (e *Engine) containerStatus(c *container) ContainerStatus { return e.statusOf(c.record) }
+
+func (e *Engine) statusOf(r containerRecord) ContainerStatus {
 	s := ContainerStatus{
 		Container: r.Container, State: r.State.container(), CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, User: r.User,
 		LogPath: r.LogPath, CgroupsPath: r.CgroupsPath, Dir: e.store.containerDir(r.Container.PodID, r.Container.ID),

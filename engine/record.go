@@ -51,6 +51,8 @@ type containerRecord struct {
 	Restored bool `json:"restored,omitempty"`
 	// BaseImage is the ID of the image that its root is of, when Container.ImageID is that of a checkpoint.
 	BaseImage string `json:"baseImage,omitempty"`
+	// Asked are the limits that the client asked for, where plugins have changed them.
+	Asked *spec.Resources `json:"asked,omitempty"`
 }
 
 type rootfsMount struct {

@@ -73,6 +73,12 @@ func (e *Engine) loadPod(id string) error {
 	}
 	e.mu.Lock()
 	e.pods[id] = &pod{record: record, announced: true}
+	switch record.State {
+	case ready:
+		e.pods[id].told = toldOfIt
+	case notready:
+		e.pods[id].told = toldOfItsEnd
+	}
 	e.mu.Unlock()
 	return e.loadContainers(record)
 }
@@ -88,7 +94,14 @@ func (e *Engine) loadContainers(p podRecord) error {
 		removeTemporary(filepath.Join(dir, id))
 		record := e.loadContainer(p, id)
 		e.mu.Lock()
-		e.containers[id] = newContainer(record)
+		c := newContainer(record)
+		switch record.State {
+		case created, running:
+			c.told = toldOfIt
+		case exited:
+			c.told = toldOfItsEnd
+		}
+		e.containers[id] = c
 		e.mu.Unlock()
 	}
 	return nil

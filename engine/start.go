@@ -49,6 +49,10 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 			return fmt.Errorf("log directory: %w", err)
 		}
 	}
+	if err := e.tellContainer(ctx, ContainerStart, id); err != nil {
+		err = fmt.Errorf("a plugin refuses it: %w", err)
+		return errors.Join(err, e.startFailed(ctx, id, err))
+	}
 	answer, err := e.startProcess(ctx, &pod, record)
 	switch {
 	case errdefs.IsUnavailable(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
@@ -61,7 +65,11 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 	for _, warning := range answer.Warnings {
 		e.log.Warn(warning, "container", id, "name", record.Container.Name)
 	}
-	return e.started(id, answer)
+	if err := e.started(id, answer); err != nil {
+		return err
+	}
+	e.logPlugin(e.tellContainer(ctx, ContainerPostStart, id), ContainerPostStart, "container", id)
+	return nil
 }
 
 // startProcess has the shim start a container; where the shim has lost the pod's namespaces they are made anew first.
@@ -134,7 +142,9 @@ func (e *Engine) startFailed(ctx context.Context, id string, cause error) error 
 	if err != nil {
 		return err
 	}
-	return errors.Join(e.store.saveContainer(record), e.releaseProcess(ctx, record))
+	err = errors.Join(e.store.saveContainer(record), e.releaseProcess(ctx, record))
+	e.tellEnd(ctx, id)
+	return err
 }
 
 // processError is what the shim says of a process, in the words that are left when the container is named by others.

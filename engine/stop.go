@@ -116,11 +116,19 @@ func (e *Engine) stopContainer(ctx context.Context, id string) error {
 		if err := e.signal(ctx, id, record.StopSignal, false); err != nil {
 			return err
 		}
-		if ended, err := e.awaitDeadline(ctx, id, c); ended || err != nil {
+		ended, err := e.awaitDeadline(ctx, id, c)
+		if ended {
+			e.tellEnd(ctx, id)
+		}
+		if ended || err != nil {
 			return err
 		}
 	}
-	return e.kill(ctx, id, c, !record.OwnPID)
+	if err := e.kill(ctx, id, c, !record.OwnPID); err != nil {
+		return err
+	}
+	e.tellEnd(ctx, id)
+	return nil
 }
 
 // awaitDeadline waits until the container has ended or its deadline has passed, which may come closer meanwhile.

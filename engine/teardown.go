@@ -106,6 +106,9 @@ func (e *Engine) removeContainer(ctx context.Context, id string) error {
 			e.log.Warn("that a container is being removed cannot be recorded", "container", id, "error", err)
 		}
 	}
+	if err := e.tellRemoved(ctx, record); err != nil {
+		return err
+	}
 	if err := e.teardownContainer(ctx, record); err != nil {
 		return err
 	}
@@ -132,6 +135,7 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	err := e.eachContainer(id, func(c string) error {
 		return e.ops.within(ctx, e.ctx, containerKey(c), "remove", func(ctx context.Context) error { return e.removeContainer(ctx, c) })
 	})
+	e.tellPodEnd(ctx, record)
 	if !record.Released {
 		// The network goes even when a container cannot: addresses are scarce.
 		err = errors.Join(err, e.releasePod(ctx, record))
@@ -139,6 +143,7 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	e.tellPodRemoved(ctx, record)
 	if err := os.RemoveAll(e.store.podDir(id)); err != nil {
 		return fmt.Errorf("remove the pod's directory: %w", err)
 	}

@@ -18,6 +18,8 @@ type Config struct {
 	Rootfs  Rootfs
 	Network Network
 	Shims   Shims
+	// Plugins are told what happens; nil when there are none.
+	Plugins Plugins
 
 	// CgroupParent is the cgroup of pods that ask for none; "" is "/criserver".
 	CgroupParent string

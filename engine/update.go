@@ -25,13 +25,18 @@ func (e *Engine) UpdateContainer(ctx context.Context, id string, r spec.Resource
 	if err != nil {
 		return err
 	}
-	kind := "update " + strconv.FormatUint(updates.Add(1), 10)
-	err = e.ops.do(ctx, e.ctx, containerKey(id), kind, func(ctx context.Context) error { return e.updateContainer(ctx, id, r) })
+	if r, err = e.askUpdate(ctx, id, r); err != nil {
+		return fmt.Errorf("update container %s: %w", id, err)
+	}
+	err = e.ops.do(ctx, e.ctx, containerKey(id), updateKind(), func(ctx context.Context) error { return e.updateContainer(ctx, id, r) })
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
+	e.logPlugin(e.tellContainer(ctx, ContainerPostUpdate, id), ContainerPostUpdate, "container", id)
 	return nil
 }
+
+func updateKind() string { return "update " + strconv.FormatUint(updates.Add(1), 10) }
 
 // updateContainer is the operation of UpdateContainer. What is to be done is recorded first, so that it is done whoever
 // dies meanwhile; what the kernel refuses is not.

@@ -33,6 +33,7 @@ func main() {
 	flag.StringVar(&o.focus, "focus", "", "run only the specs that match this `regexp`")
 	flag.StringVar(&o.config, "config", "", "`file` whose TOML tables are added to the daemon's configuration")
 	flag.StringVar(&o.out, "o", "", "write the list of specs as Markdown to this `file`")
+	flag.BoolVar(&o.nri, "nri", false, "tell the suite where NRI plugins connect, which releases of it up to v1.36.0 do not know")
 	flag.BoolVar(&o.verbose, "v", false, "print the suite's own output")
 	flag.Parse()
 	for _, path := range []*string{&o.program, &o.config, &o.out} {
@@ -64,7 +65,7 @@ func fail(err error) {
 
 type options struct {
 	program, handler, focus, config, out string
-	verbose                              bool
+	verbose, nri                         bool
 }
 
 func run(ctx context.Context, place *rig.Place, o options) (ok bool, err error) {
@@ -95,6 +96,9 @@ func run(ctx context.Context, place *rig.Place, o options) (ok bool, err error) 
 		"-ginkgo.skip", digestSpec, "-runtime-endpoint", "unix://" + d.Socket(), "-image-endpoint", "unix://" + d.Socket(),
 		"-test-images-file", filepath.Join(dir, "images.yaml"), "-runtime-handler", o.handler, "-ginkgo.json-report", report,
 		"-ginkgo.no-color", "-ginkgo.focus", o.focus,
+	}
+	if o.nri {
+		args = append(args, "-nri-socket", d.NRISocket)
 	}
 	cmd := exec.CommandContext(ctx, o.program, args...)
 	cmd.Dir = dir

@@ -30,6 +30,7 @@ var rules = map[string][]string{
 	"engine/cdi":        {"internal"},
 	"engine/spec":       {"internal"},
 	"engine/checkpoint": {"engine/spec", "internal"},
+	"nri":               {"engine", "internal"},
 	"image":             {"image", "snapshotter", "internal"},
 	"snapshotter":       {"snapshotter", "internal"},
 	"cni":               {"cni", "internal"},

@@ -28,6 +28,7 @@ var roles = map[string]func(args []string) int{
 	"role-outside": roleOutside,
 	"role-attack":  roleAttack,
 	"role-stopper": roleStopper,
+	"role-plugin":  rolePlugin,
 }
 
 // roleWrite INTERVAL [LINES [CODE]] writes a numbered line every INTERVAL, ends with CODE after LINES of them, and with

@@ -94,6 +94,7 @@ func (c *Config) problems() []problem {
 	for _, dir := range c.CDI.SpecDirs {
 		absolute("cdi.spec_dirs", dir)
 	}
+	c.NRI.problems(add, absolute)
 	c.Network.problems(add, absolute, oneOf)
 	c.Streaming.problems(add, absolute)
 	for name, runtime := range c.Runtimes {
@@ -101,6 +102,22 @@ func (c *Config) problems() []problem {
 	}
 	slices.SortStableFunc(all, func(a, b problem) int { return strings.Compare(a.key, b.key) })
 	return all
+}
+
+func (n *NRI) problems(add func(string, string, ...any), absolute func(string, string)) {
+	absolute("nri.socket_path", n.SocketPath)
+	if length := len(n.SocketPath); length > maxSocketPath {
+		add("nri.socket_path", "%q has %d bytes; the path of a socket has at most %d", n.SocketPath, length, maxSocketPath)
+	}
+	absolute("nri.plugin_path", n.PluginPath)
+	absolute("nri.plugin_config_path", n.PluginConfigPath)
+	for key, limit := range map[string]Duration{
+		"nri.plugin_registration_timeout": n.RegistrationTimeout, "nri.plugin_request_timeout": n.RequestTimeout,
+	} {
+		if limit == 0 {
+			add(key, "is 0s: a plugin needs some time")
+		}
+	}
 }
 
 func (n *Network) problems(add func(string, string, ...any), absolute func(string, string), oneOf func(string, string, ...string)) {

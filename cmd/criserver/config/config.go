@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	validator "github.com/containerd/nri/plugins/default-validator"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -40,6 +41,7 @@ type Config struct {
 
 	Streaming Streaming `toml:"streaming"`
 	CDI       CDI       `toml:"cdi"`
+	NRI       NRI       `toml:"nri"`
 
 	// Runtimes are the settings of each handler that a pod's RuntimeClass may name. NativeRuntime is always there.
 	Runtimes map[string]Runtime `toml:"runtimes"`
@@ -106,6 +108,19 @@ type Image struct {
 type CDI struct {
 	Enabled  bool     `toml:"enabled"`
 	SpecDirs []string `toml:"spec_dirs"`
+}
+
+// NRI says which plugins may take part in what becomes of pods and containers.
+type NRI struct {
+	Enabled             bool     `toml:"enabled"`
+	SocketPath          string   `toml:"socket_path"`
+	PluginPath          string   `toml:"plugin_path"`
+	PluginConfigPath    string   `toml:"plugin_config_path"`
+	RegistrationTimeout Duration `toml:"plugin_registration_timeout"`
+	RequestTimeout      Duration `toml:"plugin_request_timeout"`
+	DisableConnections  bool     `toml:"disable_connections"`
+
+	DefaultValidator validator.DefaultValidatorConfig `toml:"default_validator"`
 }
 
 // Network configures how pods are attached.

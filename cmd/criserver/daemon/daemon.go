@@ -99,11 +99,10 @@ func Start(ctx context.Context, cfg config.Config, o Options) (_ *Daemon, err er
 	if err != nil {
 		return nil, err
 	}
-	eng, err := d.openEngine(ctx, images, network, shims)
+	eng, err := d.openEngine(ctx, images, network, shims, o.Version)
 	if err != nil {
 		return nil, err
 	}
-	d.opened("engine", eng.Close)
 	if err := network.Reconcile(ctx, podsOf(eng)); err != nil {
 		d.log.Warn("not all leftovers of the network could be removed", "error", err)
 	}
@@ -147,7 +146,12 @@ func onTmpfs(dir string) bool {
 	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
-func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *cni.Network, shims engine.Shims) (*engine.Engine, error) {
+func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *cni.Network, shims engine.Shims, version string) (*engine.Engine, error) {
+	// Opened before the engine and so closed after it: its operations in flight may need them.
+	plugins, err := d.openPlugins(version)
+	if err != nil {
+		return nil, err
+	}
 	var cdiDirs []string
 	if d.cfg.CDI.Enabled {
 		cdiDirs = d.cfg.CDI.SpecDirs
@@ -157,6 +161,7 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		return nil, err
 	}
 	eng, err := engine.Open(ctx, engine.Config{
+		Plugins:  plugins.engine(),
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
 		Settings: settings, DefaultSysctls: sysctls(d.cfg.Workload),
 		BlockIOConfig: d.cfg.Workload.BlockIOConfig, RDTConfig: d.cfg.Workload.RDTConfig,
@@ -171,7 +176,8 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 	if err != nil {
 		return nil, fmt.Errorf("open the engine: %w", err)
 	}
-	return eng, nil
+	d.opened("engine", eng.Close)
+	return eng, plugins.start(eng)
 }
 
 func podsOf(eng *engine.Engine) []string {

@@ -44,6 +44,7 @@ func testConfig(t *testing.T, bin string) config.Config {
 	cfg.Shim.Keeper, cfg.Shim.Shim = filepath.Join(bin, "criserver-keeper"), filepath.Join(bin, "criserver-shim")
 	cfg.Workload.CgroupParent = "/criserver-test-daemon-" + strconv.Itoa(os.Getpid())
 	cfg.Network.Mode, cfg.Network.NetnsDir, cfg.Network.NetnsPool = "cni", filepath.Join(base, "netns"), 0
+	cfg.NRI.SocketPath, cfg.NRI.PluginPath = filepath.Join(base, "nri", "nri.sock"), filepath.Join(base, "nri-plugins")
 	cfg.Network.ConfDir, cfg.Network.BinDirs = filepath.Join(base, "net.d"), []string{filepath.Join(base, "bin")}
 	return cfg
 }

@@ -47,12 +47,13 @@ type Daemon struct {
 	Runtime runtimev1.RuntimeServiceClient
 	Images  runtimev1.ImageServiceClient
 
-	RootDir  string
-	StateDir string
-	NetnsDir string
-	CDIDir   string // of files that describe devices
-	LogFile  string // what it writes on standard error, over all its lives
-	Config   string // path of its configuration file
+	RootDir   string
+	StateDir  string
+	NetnsDir  string
+	CDIDir    string // of files that describe devices
+	NRISocket string // where plugins connect
+	LogFile   string // what it writes on standard error, over all its lives
+	Config    string // path of its configuration file
 
 	place  *Place
 	cmd    *exec.Cmd
@@ -70,7 +71,8 @@ func (p *Place) NewDaemon(ctx context.Context, name string, tables ...string) (*
 	base := filepath.Join(p.Dir, name)
 	d := &Daemon{
 		place: p, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
-		NetnsDir: filepath.Join(p.Dir, "run", "netns"), CDIDir: filepath.Join(base, "cdi"), LogFile: filepath.Join(base, "criserver.log"),
+		NetnsDir: filepath.Join(p.Dir, "run", "netns"), CDIDir: filepath.Join(base, "cdi"),
+		NRISocket: filepath.Join(p.Dir, "run", name, "nri", "nri.sock"), LogFile: filepath.Join(base, "criserver.log"),
 		Config: filepath.Join(base, "config.toml"),
 	}
 	for _, dir := range []string{d.RootDir, d.StateDir, d.NetnsDir, d.CDIDir} {
@@ -86,9 +88,16 @@ level = "debug"
 cgroup_parent = %q
 [cdi]
 spec_dirs = [%q]
+[nri]
+socket_path = %q
+plugin_path = %q
+plugin_config_path = %q
+# The suite of cri-tools has a plugin take two seconds, which are too many by default.
+plugin_request_timeout = "4s"
 [network]
 netns_dir = %q
-`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.CDIDir, d.NetnsDir)
+`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.CDIDir, d.NRISocket,
+		filepath.Join(base, "plugins"), filepath.Join(base, "plugin-config"), d.NetnsDir)
 	for one := range strings.SplitSeq(p.Runtimes, ",") {
 		if name, path, ok := strings.Cut(one, "="); ok {
 			text += fmt.Sprintf("[runtimes.%s]\npath = %q\n", name, path)
