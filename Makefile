@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,11 @@ critest: build ## the suite of cri-tools with the native runtime and with runc (
 
 kubelet-test: build ## the real kubelet with static pods, and the cost of probes (as root, 15 min)
 	hack/kubelet/run -v -probes 5m -pods 50
+
+oci-test: build ## OCI's validation suite with runc and criserver-oci (writes docs/oci-validation.md), and containerd on the latter (as root)
+	hack/tools/runc/build
+	hack/tools/containerd/build
+	hack/oci-test
 
 demo: build ## a pod with a web server on a temporary daemon, step by step (as root)
 	hack/demo/run

@@ -20,22 +20,23 @@ var errEOF = io.EOF
 
 // input is all that a plan depends on. Compiling it is pure: the same input gives the same plan.
 type input struct {
-	spec    *specs.Spec
-	process *specs.Process
-	host    Host
-	rootfs  *Mount
-	joined  map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
-	shm     int                              // the descriptor of the pod's shared memory; 0: none
-	proc    int                              // the descriptor of the pod's proc; 0: none
-	target  int                              // exec: the descriptor of the container's pidfd
-	program string                           // what is executed, when it is not the first argument
-	gate    bool                             // the first two of stage.Extra are a Gate
-	rootAt  string                           // where hooks look for the root filesystem; "": there are none that do
-	userns  int                              // the descriptor of the container's user namespace; 0: none
-	idmaps  map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
-	tasks   []string                         // files of v1 cgroups to join
-	unified string                           // directory of the v2 cgroup, which the stage is born in
-	filter  *seccomp.Program
+	spec       *specs.Spec
+	process    *specs.Process
+	host       Host
+	rootfs     *Mount
+	joined     map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
+	shm        int                              // the descriptor of the pod's shared memory; 0: none
+	proc       int                              // the descriptor of the pod's proc; 0: none
+	target     int                              // exec: the descriptor of the container's pidfd
+	program    string                           // what is executed, when it is not the first argument
+	gate       bool                             // the first two of stage.Extra are a Gate
+	hostMounts bool                             // a spec without a mount namespace is taken
+	rootAt     string                           // where hooks look for the root filesystem; "": there are none that do
+	userns     int                              // the descriptor of the container's user namespace; 0: none
+	idmaps     map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
+	tasks      []string                         // files of v1 cgroups to join
+	unified    string                           // directory of the v2 cgroup, which the stage is born in
+	filter     *seccomp.Program
 	// isDirectory says what kind of thing a bind's source is, which decides what is made for a missing target.
 	isDirectory func(path string) (bool, error)
 }
@@ -169,6 +170,7 @@ var namespaceFlags = []struct {
 	{specs.UTSNamespace, unix.CLONE_NEWUTS},
 	{specs.PIDNamespace, unix.CLONE_NEWPID},
 	{specs.CgroupNamespace, unix.CLONE_NEWCGROUP},
+	{specs.TimeNamespace, unix.CLONE_NEWTIME},
 }
 
 func (c *compiler) namespaceOf(kind specs.LinuxNamespaceType) *specs.LinuxNamespace {
@@ -190,7 +192,10 @@ func (c *compiler) joins(kind specs.LinuxNamespaceType) bool {
 // namespaces joins those that exist and answers with those in which the stage is to be born. A pid namespace that is
 // joined is entered only by the process that run forks at last; a cgroup namespace is made after the cgroups were joined.
 func (c *compiler) namespaces() (uintptr, error) {
-	made := uintptr(unix.CLONE_NEWNS)
+	made := uintptr(0)
+	if ns := c.namespaceOf(specs.MountNamespace); ns != nil && ns.Path == "" {
+		made = unix.CLONE_NEWNS
+	}
 	for _, n := range namespaceFlags {
 		ns := c.namespaceOf(n.kind)
 		if ns == nil {
@@ -210,10 +215,13 @@ func (c *compiler) namespaces() (uintptr, error) {
 			// made in the user namespace (enterUser)
 		case n.kind == specs.CgroupNamespace:
 			c.Unshare(n.flag)
+		case n.kind == specs.TimeNamespace:
+			c.newTime()
 		default:
 			made |= uintptr(n.flag)
 		}
 	}
+	c.joinMounts()
 	c.hostname("hostname", unix.SYS_SETHOSTNAME, "sethostname", c.in.spec.Hostname)
 	c.hostname("domainname", unix.SYS_SETDOMAINNAME, "setdomainname", c.in.spec.Domainname)
 	return made, nil
@@ -268,6 +276,10 @@ func (c *compiler) pivot() {
 	}
 	if r := c.in.spec.Root; r != nil && r.Readonly {
 		c.MountSetattr(c.root, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
+	}
+	if c.namespaceOf(specs.MountNamespace) == nil {
+		c.changeDirectoryRoot()
+		return
 	}
 	old := c.Reg()
 	c.Openat(old, plan.Cwd, "/", unix.O_PATH|unix.O_DIRECTORY)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/native/plan"
@@ -21,7 +22,7 @@ const (
 // its own upper (or source) directory, because it must lie somewhere until it becomes the root.
 func (c *compiler) rootfs() error {
 	c.At("linux.rootfsPropagation")
-	if p := propagationOptions[c.in.spec.Linux.RootfsPropagation]; p&unix.MS_SHARED == 0 {
+	if p := propagationOptions[c.in.spec.Linux.RootfsPropagation]; p&unix.MS_SHARED == 0 && c.namespaceOf(specs.MountNamespace) != nil {
 		c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	}
 	c.At("root")

@@ -73,6 +73,9 @@ type Config struct {
 	Cgroup *cgroup.Cgroup
 	// HookTimeout is how long a hook may take that has no timeout of its own; 0: as long as the context.
 	HookTimeout time.Duration
+	// HostMounts takes a spec without a mount namespace: the root filesystem and what is mounted in it come to lie in the host's,
+	// at root.path, and the caller takes them away again.
+	HostMounts bool
 	// Gate is for a caller that ends before the process is started: see Process.Detach. Nil: Start starts it.
 	Gate *Gate
 
@@ -134,7 +137,7 @@ func (r *Runtime) Plan(c Config) (string, error) {
 }
 
 func (r *Runtime) compile(c Config) (*built, []*os.File, error) {
-	in, extra, err := r.input(c.Spec, c.Spec.Process, c.Cgroup)
+	in, extra, err := r.inputFor(c.Spec, c.Spec.Process, c.Cgroup, c.HostMounts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -199,7 +202,11 @@ func (r *Runtime) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 }
 
 func (r *Runtime) input(spec *specs.Spec, process *specs.Process, g *cgroup.Cgroup) (*input, []*os.File, error) {
-	in := &input{spec: spec, process: process, host: r.host, joined: map[specs.LinuxNamespaceType]int{}, isDirectory: isDirectory}
+	return r.inputFor(spec, process, g, false)
+}
+
+func (r *Runtime) inputFor(spec *specs.Spec, process *specs.Process, g *cgroup.Cgroup, hostMounts bool) (*input, []*os.File, error) {
+	in := &input{hostMounts: hostMounts, spec: spec, process: process, host: r.host, joined: map[specs.LinuxNamespaceType]int{}, isDirectory: isDirectory}
 	if err := validate(in); err != nil {
 		return nil, nil, err
 	}

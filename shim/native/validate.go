@@ -26,8 +26,18 @@ func validate(in *input) error {
 		}
 		seen[n.Type] = true
 	}
-	if !seen[specs.MountNamespace] {
+	if len(spec.Linux.TimeOffsets) > 0 && !seen[specs.TimeNamespace] {
+		return fmt.Errorf("linux.timeOffsets: a time namespace is required for them: %w", errdefs.ErrInvalidArgument)
+	}
+	if !seen[specs.MountNamespace] && !in.hostMounts {
 		return fmt.Errorf("linux.namespaces: a mount namespace is required: %w", errdefs.ErrInvalidArgument)
+	}
+	if seen[specs.UserNamespace] {
+		for _, n := range spec.Linux.Namespaces {
+			if n.Type == specs.MountNamespace && n.Path != "" || !seen[specs.MountNamespace] {
+				return fmt.Errorf("linux.namespaces: with a user namespace a mount namespace of the container's own is required: %w", errdefs.ErrInvalidArgument)
+			}
+		}
 	}
 	if err := validateHooks(spec); err != nil {
 		return err
@@ -35,7 +45,7 @@ func validate(in *input) error {
 	if err := validateUser(spec, p, seen[specs.UserNamespace]); err != nil {
 		return err
 	}
-	for _, u := range unsupported(spec, p, seen) {
+	for _, u := range unsupported(spec, p) {
 		if u.asked {
 			return fmt.Errorf("%s is not supported: %w", u.field, errdefs.ErrNotImplemented)
 		}
@@ -48,20 +58,13 @@ type request struct {
 	asked bool
 }
 
-func unsupported(spec *specs.Spec, p *specs.Process, namespaces map[specs.LinuxNamespaceType]bool) []request {
+func unsupported(spec *specs.Spec, p *specs.Process) []request {
 	l := spec.Linux
-	var mountPath bool
-	for _, n := range l.Namespaces {
-		mountPath = mountPath || n.Type == specs.MountNamespace && n.Path != ""
-	}
 	return []request{
-		{"linux.namespaces time", namespaces[specs.TimeNamespace]},
-		{"linux.namespaces mount with a path", mountPath},
 		{"linux.intelRdt", l.IntelRdt != nil},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
-		{"linux.timeOffsets", len(l.TimeOffsets) > 0},
 		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
 		{"vm, solaris, windows or zos", spec.VM != nil || spec.Solaris != nil || spec.Windows != nil || spec.ZOS != nil},
 	}

@@ -122,6 +122,9 @@ func (a *app) make(c *container, spec *specs.Spec, bundle string, o creation) (*
 		return nil, err
 	}
 	spec.Linux.CgroupsPath = c.Cgroup
+	if c.Mounts, err = hostMounts(spec, c.Rootfs); err != nil {
+		return nil, err
+	}
 	a.withoutKernelMemory(spec)
 	if err := fsx.ReplaceJSON(filepath.Join(c.dir, configFile), spec); err != nil {
 		return nil, err
@@ -142,7 +145,7 @@ func (a *app) make(c *container, spec *specs.Spec, bundle string, o creation) (*
 	}
 	defer gate.Start.Close()
 	defer gate.Report.Close()
-	config := native.Config{ID: c.ID, Spec: spec, Bundle: bundle, Cgroup: g, Gate: gate, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	config := native.Config{ID: c.ID, Spec: spec, Bundle: bundle, Cgroup: g, Gate: gate, HostMounts: c.Mounts > 0, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	giveStdio(spec, spec.Process)
 	p, err := r.Create(a.ctx, config)
 	if err != nil {

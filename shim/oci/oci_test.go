@@ -450,3 +450,50 @@ func TestPlanAndFeatures(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 }
+
+// Without a mount namespace the container's mounts are the host's, and gone with it.
+func TestHostMounts(t *testing.T) {
+	r := newRig(t, "sleep")
+	r.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace}}
+	r.spec.Linux.MaskedPaths = []string{"/sys"}
+	r.write()
+	r.must("run", "--detach", "--bundle", r.bundle, "c")
+	root := fmt.Sprintf("/proc/%d/root", r.state("c").Pid)
+	if target, err := os.Readlink(root); err != nil || target != r.bundle+"/rootfs" {
+		t.Errorf("its root is %s, %v", target, err)
+	}
+	r.refused("mount namespace is required", "exec", "c", "inside", "echo")
+	r.must("delete", "--force", "c")
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(b), r.bundle) {
+		t.Errorf("mounts are left, %v", err)
+	}
+}
+
+// A mount namespace that is there already is entered by its path.
+func TestMountNamespaceByPath(t *testing.T) {
+	r := newRig(t, "sleep")
+	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sleep", "100")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = holder.Process.Kill(); _ = holder.Wait() }()
+	path := fmt.Sprintf("/proc/%d/ns/mnt", holder.Process.Pid)
+	own, _ := os.Readlink("/proc/self/ns/mnt")
+	for {
+		if ns, err := os.Readlink(path); err == nil && ns != own {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	want, _ := os.Readlink(path)
+	r.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace, Path: path}}
+	r.write()
+	r.must("run", "--detach", "--bundle", r.bundle, "c")
+	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", r.state("c").Pid)); got != want || err != nil {
+		t.Errorf("it is in %s, %v, want %s", got, err, want)
+	}
+	if out := r.must("exec", "c", "inside", "echo", "a"); out != "a\n" {
+		t.Errorf("%s", out)
+	}
+}

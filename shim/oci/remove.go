@@ -77,6 +77,9 @@ func (a *app) destroy(c *container) error {
 			return err
 		}
 	}
+	if err := c.unmount(); err != nil {
+		return err
+	}
 	a.poststop(c)
 	return os.RemoveAll(c.dir)
 }

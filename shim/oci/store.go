@@ -44,6 +44,8 @@ type record struct {
 	Pid      int         `json:"pid"`      // 0: it was never made
 	PidStart uint64      `json:"pidStart"` // against reuse of the number
 	Late     native.Late `json:"late"`
+	// Mounts is, for a container without a mount namespace, how many mounts were at its root before it, and one more.
+	Mounts int `json:"mounts,omitempty"`
 }
 
 // container is one that create has made, or has begun to.

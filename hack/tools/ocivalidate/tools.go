@@ -1,7 +1,7 @@
 //go:build tools
 
-// Package ocivalidate pins the validation suite of OCI runtime-tools and what it needs.
-package ocivalidate
+// What the module pins besides main.go.
+package main
 
 import (
 	_ "github.com/opencontainers/runtime-tools/cmd/runtimetest"
