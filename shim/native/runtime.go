@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -198,7 +199,7 @@ func (r *Runtime) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: append(extra, c.Target), cgroup: c.Cgroup})
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: append(extra, c.Target), cgroup: c.Cgroup, beside: c.Target})
 }
 
 func (r *Runtime) input(spec *specs.Spec, process *specs.Process, g *cgroup.Cgroup) (*input, []*os.File, error) {
@@ -236,7 +237,8 @@ type launch struct {
 	stdio  [3]*os.File
 	extra  []*os.File
 	cgroup *cgroup.Cgroup
-	waits  bool // for Start
+	waits  bool     // for Start
+	beside *os.File // exec: pidfd of the container's process, whose cgroup is joined where that of the container cannot be
 	hooks  *hooked
 }
 
@@ -260,6 +262,9 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 		o.CgroupFD = fd
 	}
 	run, err := r.stage.Start(b.plan, o)
+	if errors.Is(err, unix.EBUSY) && l.beside != nil {
+		run, err = r.startBeside(b, o, l)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -290,6 +295,37 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 		return nil, err
 	}
 	return p, nil
+}
+
+// startBeside starts a stage in the cgroup of the container's process: the container's own has given controllers to its
+// children, as an init system does, and the kernel lets nobody in.
+func (r *Runtime) startBeside(b *built, o stage.Options, l launch) (*stage.Run, error) {
+	pid, err := pidOf(l.beside)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := l.cgroup.OpenBeside(pid)
+	if err != nil {
+		return nil, fmt.Errorf("the container has divided its cgroup, and its process's own cannot be joined: %w", err)
+	}
+	defer unix.Close(fd)
+	o.CgroupFD = fd
+	return r.stage.Start(b.plan, o)
+}
+
+// pidOf is the number of the process of a pidfd (proc_pid_fdinfo(5)); one that has ended has none.
+func pidOf(pidfd *os.File) (int, error) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(pidfd.Fd())))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(info), "\nPid:\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("the container's process has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	return pid, nil
 }
 
 // cancel kills the process. While a stage may be forking it is left alone, because only it knows the pid of its child, and a

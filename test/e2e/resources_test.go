@@ -216,3 +216,23 @@ func TestPodResources(t *testing.T) {
 	wantCode(t, update(&runtimev1.UpdatePodSandboxResourcesRequest{PodSandboxId: p.id, Overhead: &runtimev1.LinuxContainerResources{CpuShares: -1}}),
 		codes.InvalidArgument, "overhead.cpu_shares")
 }
+
+// TestExecIntoDividedCgroup has a container that gives controllers to cgroups of its own, as an init system does.
+func TestExecIntoDividedCgroup(t *testing.T) {
+	if onV1() {
+		t.Skip("the controllers are on cgroup v1")
+	}
+	n := ownNode(t)
+	n.configure(t, "", "[runtimes.native]\ncgroup_writable = true\n")
+	c := n.runPod(t).run(t, shell("cd /sys/fs/cgroup && mkdir init && echo 1 > init/cgroup.procs && "+
+		"echo +memory > cgroup.subtree_control && echo divided && exec sleep 1000"))
+	eventually(t, 20*time.Second, func() error {
+		if text := c.logText(t, "stdout"); !strings.Contains(text, "divided") {
+			return fmt.Errorf("it says %q, %q", text, c.logText(t, "stderr"))
+		}
+		return nil
+	})
+	if got := strings.TrimSpace(c.output(t, "cat", "/proc/self/cgroup")); got != "0::/init" {
+		t.Errorf("an exec is in %s", got)
+	}
+}
