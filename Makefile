@@ -16,7 +16,11 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
+<<<<<<< HEAD
 .PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test oci-test demo install uninstall clean
+=======
+.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest kubelet-test demo install uninstall clean
+>>>>>>> 2c41931 (Run Debian's runc and crun in the virtual machine; the daemon's tests through runc in make full)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,13 +35,16 @@ test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, fuzz, vm-
 	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk fuzz vm-test
 
 full: FUZZTIME = 2m
-full: test bench ## test with longer fuzzing, and bench
+full: test e2e-runc bench ## test with longer fuzzing, the daemon's tests through runc, and bench
 
 unit: ## tests of the packages (as root)
 	$(GO) run ./hack/ci unit
 
 e2e: build ## tests of the real daemon, as its client (as root)
 	$(GO) run ./hack/ci e2e
+
+e2e-runc: build ## those tests of the real daemon that any runtime must pass, with runc as the handler (as root)
+	$(GO) run ./hack/ci e2e-runc
 
 bench: build ## figures: pod up and down, exec
 	hack/bench/run

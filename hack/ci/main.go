@@ -50,6 +50,7 @@ func main() {
 		"lint":         lint,
 		"unit":         unit,
 		"e2e":          endToEnd,
+		"e2e-runc":     endToEndThrough("runc"),
 		"crictl-walk":  program("hack/crictl-walk/run"),
 		"critest":      critest(""),
 		"critest-runc": critest("runc"),

@@ -217,6 +217,7 @@ func virtualMachine(ctx context.Context, out io.Writer) result {
 		"-add", images + ":/opt/testimages", "-add", "hack/cache/images:/opt/images",
 		"-debs", "criu", "-env", "E2E_CRIU=1",
 		"-env", "E2E_BIN_DIR=/opt/bin", "-env", "E2E_TESTIMAGES=/opt/testimages", "-env", "E2E_IMAGES_DIR=/opt/images",
+		"-debs", "handlers", "-env", "E2E_RUNTIMES=runc=/usr/sbin/runc,crun=/usr/bin/crun",
 		"--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m",
 	}
 	return verbose(ctx, out, "hack/vm/run", args...)

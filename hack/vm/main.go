@@ -65,7 +65,7 @@ func parse() options {
 	flag.IntVar(&o.disk, "disk", 3072, "size of the root disk in MiB (sparse)")
 	flag.StringVar(&o.append, "append", "", "more kernel parameters")
 	flag.Var(&o.add, "add", "`source:destination` copied into the machine, a file or a directory; repeatable")
-	flag.Var(&o.debs, "debs", "`set` of Debian packages that is unpacked in the machine (criu); repeatable")
+	flag.Var(&o.debs, "debs", "`set` of Debian packages that is unpacked in the machine (criu, handlers); repeatable")
 	flag.Var(&o.env, "env", "`KEY=value` for the command; repeatable")
 	flag.Parse()
 	o.command = flag.Args()

@@ -18,8 +18,14 @@ var criuPackages = []string{
 	"libnettle8", "libhogweed6", "libffi8", "libacl1", "libselinux1", "libpcre2-8-0",
 }
 
+// handlerPackages are Debian's runc and crun with the libraries that they need.
+var handlerPackages = []string{
+	"runc", "crun",
+	"libc6", "libgcc-s1", "libcap2", "libseccomp2", "libsystemd0", "libyajl2", "libgcrypt20", "libgpg-error0", "liblzma5", "libzstd1", "liblz4-1",
+}
+
 // sets are the names that -debs takes.
-var sets = map[string][]string{"criu": criuPackages}
+var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages}
 
 // unpackDebs unpacks the packages of a set into the machine's root. They are kept in the cache.
 func unpackDebs(ctx context.Context, cache, set, root string) error {
