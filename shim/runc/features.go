@@ -22,17 +22,18 @@ type Features struct {
 // probeLimit bounds a probe.
 const probeLimit = 10 * time.Second
 
-// Probe asks a program for its features. A program that cannot be run is an error; one that has no such command is not.
+// Probe asks a program for its features. A program that cannot be run is an error; one that has no such command, or that
+// is slow to answer on a busy node, is not: nothing is known of it then.
 func Probe(ctx context.Context, path string) (Features, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	// Every one of them has --version. It tells one without the command from a file that is no such program.
-	if err := exec.CommandContext(ctx, path, "--version").Run(); err != nil {
+	if err := exec.CommandContext(ctx, path, "--version").Run(); err != nil && ctx.Err() == nil {
 		return Features{}, fmt.Errorf("%s --version: %w", path, err)
 	}
 	text, err := exec.CommandContext(ctx, path, "features").Output()
 	if err != nil {
-		return Features{}, ctx.Err()
+		return Features{}, nil
 	}
 	return parseFeatures(text), nil
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -27,6 +28,9 @@ func handlersOf(ctx context.Context, cfg config.Config, log *slog.Logger) map[st
 				h.Root = filepath.Join(cfg.State, "runtimes", name)
 			}
 			features, err := runc.Probe(ctx, h.Path)
+			if err == nil {
+				err = os.MkdirAll(h.Root, 0o711)
+			}
 			if err != nil {
 				log.Warn("a runtime of the configuration cannot be run; pods that name it are refused", "runtime", name, "error", err)
 				h.Problem = err
