@@ -33,3 +33,12 @@ func (e *Engine) CDI() (cdi.State, error) {
 	}
 	return cdi.Read(e.cfg.CDIDirs)
 }
+
+// BlockIOClass is what a class of block I/O means. The error of one that is not configured says so.
+func (e *Engine) BlockIOClass(class string) (*specs.LinuxBlockIO, error) {
+	limits, err := e.classes.blockIOClass(class)
+	if err != nil {
+		return nil, fmt.Errorf("blockio class %q: %w: %w", class, err, errdefs.ErrFailedPrecondition)
+	}
+	return limits, nil
+}

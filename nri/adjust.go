@@ -15,9 +15,17 @@ import (
 
 const shm = "/dev/shm"
 
+// resolver knows what names mean on this node.
+type resolver struct {
+	// devices adds CDI devices to a spec.
+	devices func(s *specs.Spec, names []string) error
+	// blockIO is what a class of block I/O means.
+	blockIO func(class string) (*specs.LinuxBlockIO, error)
+}
+
 // adjust changes a spec, that of a container to be created, as plugins want it. Names that begin with "-" are taken
-// away. inject adds CDI devices. What a plugin wants and cannot have is an error that names the field; s is of no use then.
-func adjust(s *specs.Spec, a *api.ContainerAdjustment, inject func(*specs.Spec, []string) error) (engine.Adjusted, error) {
+// away. What a plugin wants and cannot have is an error that names the field; s is of no use then.
+func adjust(s *specs.Spec, a *api.ContainerAdjustment, names resolver) (engine.Adjusted, error) {
 	var out engine.Adjusted
 	if a == nil {
 		return out, nil
@@ -33,10 +41,10 @@ func adjust(s *specs.Spec, a *api.ContainerAdjustment, inject func(*specs.Spec, 
 	for _, d := range a.GetCDIDevices() {
 		devices = append(devices, d.GetName())
 	}
-	if err := inject(s, devices); err != nil {
+	if err := names.devices(s, devices); err != nil {
 		return out, err
 	}
-	if err := adjustLinux(s, a.GetLinux(), &out); err != nil {
+	if err := adjustLinux(s, a.GetLinux(), names, &out); err != nil {
 		return out, err
 	}
 	return out, adjustMounts(s, a.GetMounts(), &out)

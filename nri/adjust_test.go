@@ -3,6 +3,7 @@ package nri
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,11 +47,19 @@ func plain() *specs.Spec {
 	}
 }
 
-func noCDI(s *specs.Spec, names []string) error {
-	for _, name := range names {
-		s.Process.Env = append(s.Process.Env, "CDI="+name)
-	}
-	return nil
+var names = resolver{
+	devices: func(s *specs.Spec, names []string) error {
+		for _, name := range names {
+			s.Process.Env = append(s.Process.Env, "CDI="+name)
+		}
+		return nil
+	},
+	blockIO: func(class string) (*specs.LinuxBlockIO, error) {
+		if class != "slow" {
+			return nil, fmt.Errorf("blockio class %q: not configured: %w", class, errdefs.ErrFailedPrecondition)
+		}
+		return &specs.LinuxBlockIO{Weight: new(uint16(7))}, nil
+	},
 }
 
 // golden compares what plugins make of the plain spec with testdata/name.out.json; what they want is in name.in.json.
@@ -70,7 +79,7 @@ func TestAdjustGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := plain()
-			adjusted, err := adjust(s, &a, noCDI)
+			adjusted, err := adjust(s, &a, names)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -118,7 +127,7 @@ func TestAdjustErrors(t *testing.T) {
 		if err := protojson.Unmarshal([]byte(text), &a); err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		_, err := adjust(plain(), &a, noCDI)
+		_, err := adjust(plain(), &a, names)
 		if err == nil || !strings.HasPrefix(err.Error(), want) || !errdefs.IsInvalidArgument(err) && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: got %v, want %s", text, err, want)
 		}
@@ -136,7 +145,7 @@ func TestAdjustSharesNothing(t *testing.T) {
 	a.AddLinuxUnified("memory.high", "2")
 	a.AddAnnotation("a", "x")
 	annotations, unified := s.Annotations, resources.Unified
-	if _, err := adjust(s, a, noCDI); err != nil {
+	if _, err := adjust(s, a, names); err != nil {
 		t.Fatal(err)
 	}
 	if env[1] != "A=1" || mounts[3].Destination != "/data" || *resources.CPU.Shares != 2 || unified["memory.high"] != "1" || annotations["a"] != "1" {
@@ -208,7 +217,7 @@ func FuzzAdjust(f *testing.F) {
 			return
 		}
 		s := plain()
-		if _, err := adjust(s, &a, noCDI); err != nil {
+		if _, err := adjust(s, &a, names); err != nil {
 			return
 		}
 		seen := map[string]bool{}

@@ -1,20 +1,18 @@
 package nri
 
 import (
-	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/engine"
 )
 
-func adjustLinux(s *specs.Spec, a *api.LinuxContainerAdjustment, out *engine.Adjusted) error {
+func adjustLinux(s *specs.Spec, a *api.LinuxContainerAdjustment, names resolver, out *engine.Adjusted) error {
 	if a == nil {
 		return nil
 	}
@@ -62,7 +60,7 @@ func adjustLinux(s *specs.Spec, a *api.LinuxContainerAdjustment, out *engine.Adj
 		}
 		s.Linux.NetDevices[name] = d.ToOCI()
 	}
-	if err := named("linux.resources", adjustResources(s, a.GetResources())); err != nil {
+	if err := named("linux.resources", adjustResources(s, a.GetResources(), names)); err != nil {
 		return err
 	}
 	adjustRdt(s, a.GetRdt())
@@ -144,7 +142,7 @@ func adjustSeccomp(s *specs.Spec, policy *api.LinuxSeccomp) {
 }
 
 // adjustResources lays limits over those of the spec. What they are based on is shared with nobody afterwards.
-func adjustResources(s *specs.Spec, r *api.LinuxResources) error {
+func adjustResources(s *specs.Spec, r *api.LinuxResources, names resolver) error {
 	if r == nil {
 		return nil
 	}
@@ -186,13 +184,17 @@ func adjustResources(s *specs.Spec, r *api.LinuxResources) error {
 			s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: *class}
 		}
 	}
-	if class := r.GetBlockioClass().Get(); class != nil {
-		if *class != "" {
-			return fmt.Errorf("blockio_class %q: no classes are configured on this node: %w", *class, errdefs.ErrFailedPrecondition)
-		}
-		to.BlockIO = nil
+	class := r.GetBlockioClass().Get()
+	if class == nil {
+		return nil
 	}
-	return nil
+	to.BlockIO = nil
+	if *class == "" {
+		return nil
+	}
+	limits, err := names.blockIO(*class)
+	to.BlockIO = limits
+	return err
 }
 
 func adjustCPU(old *specs.LinuxCPU, c *api.LinuxCPU) *specs.LinuxCPU {

@@ -179,7 +179,7 @@ func (p *Plugins) Create(ctx context.Context, pod engine.PodStatus, c engine.Con
 		return engine.Adjusted{}, refusal(err)
 	}
 	markRemoved(answer.GetAdjust(), s, shown)
-	adjusted, err := adjust(s, answer.GetAdjust(), p.engine.InjectDevices)
+	adjusted, err := adjust(s, answer.GetAdjust(), resolver{p.engine.InjectDevices, p.engine.BlockIOClass})
 	if err != nil {
 		return engine.Adjusted{}, fmt.Errorf("what a plugin makes of it: %w", err)
 	}

@@ -30,8 +30,8 @@ func annotation(key, value string) containerOption {
 	}
 }
 
-// cdiNode is the common daemon with a directory of CDI files that has one device, vendor.com/toy=a, besides a broken
-// file. The directory goes with the place. Its second result is a directory that the device mounts.
+// cdiNode is the common daemon with a directory of CDI files that has devices, vendor.com/toy=a and =hooked, besides a broken
+// file. The directory goes with the place. Its second result is a directory that the first one mounts.
 func cdiNode(t *testing.T) (n *node, share string) {
 	n = sharedNode(t)
 	share = t.TempDir()
@@ -58,6 +58,14 @@ devices:
       deviceNodes: [{path: /dev/toy, hostPath: %[1]s/toy, permissions: r}]
       mounts: [{hostPath: %[1]s, containerPath: /opt/toy, options: [ro, nosuid, rbind]}]
       additionalGids: [4242]
+  - name: hooked
+    containerEdits:
+      hooks:
+        - hookName: createContainer
+          path: /bin/sh
+          args: [sh, -c, "cat >/tmp/state && readlink /proc/self/ns/mnt >/tmp/mnt && echo $TOY >>/tmp/mnt"]
+          env: ["PATH=/bin:/usr/bin", TOY=hooked]
+          timeout: 10
 `, share),
 		"broken.json": `{"cdiVersion": "0.6.0", `,
 	}
@@ -94,6 +102,36 @@ func TestCDIDevice(t *testing.T) {
 	}
 }
 
+// A hook that a device brings runs in the container's mount namespace before its root is entered: paths are the host's, and
+// what is mounted there would be the container's.
+func TestCDIHook(t *testing.T) {
+	n, share := cdiNode(t)
+	out := filepath.Join(share, "out")
+	if err := os.Mkdir(out, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(n.d.CDIDir, "toy.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.NewReplacer(">/tmp/", ">"+out+"/").Replace(string(text))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := n.runPod(t).run(t, shell("readlink /proc/self/ns/mnt"), cdiDevices("vendor.com/toy=hooked"))
+	if s := c.wait(t, callTimeout); s.ExitCode != 0 {
+		t.Fatalf("exit code %d: %s", s.ExitCode, s.Message)
+	}
+	state, err := os.ReadFile(filepath.Join(out, "state"))
+	if err != nil || !strings.Contains(string(state), c.id) {
+		t.Errorf("the hook was given %q, %v", state, err)
+	}
+	mnt, err := os.ReadFile(filepath.Join(out, "mnt"))
+	if want := c.logText(t, "stdout") + "hooked\n"; err != nil || string(mnt) != want {
+		t.Errorf("the hook saw %q, %v; want %q", mnt, err, want)
+	}
+}
+
 func TestCDIUnknownDevice(t *testing.T) {
 	n, _ := cdiNode(t)
 	p := n.runPod(t)
@@ -116,7 +154,7 @@ func TestCDIUnknownDevice(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.Info["cdi"]), &state); err != nil {
 		t.Fatalf("info of a verbose Status: %v in %q", err, s.Info["cdi"])
 	}
-	if len(state.Devices) != 1 || len(state.Errors[filepath.Join(n.d.CDIDir, "broken.json")]) == 0 {
+	if len(state.Devices) != 2 || len(state.Errors[filepath.Join(n.d.CDIDir, "broken.json")]) == 0 {
 		t.Errorf("a verbose Status says %+v", state)
 	}
 }
