@@ -22,8 +22,8 @@ type podStats struct {
 	PodRef struct{ Name string }
 	cpuAndMemory
 	Network struct {
+		Name             string // of the interface that the sums are of
 		RxBytes, TxBytes uint64
-		Interfaces       []struct{ Name string }
 	}
 	ProcessStats struct {
 		ProcessCount uint64 `json:"process_count"`
@@ -74,7 +74,7 @@ spec:
 				return fmt.Errorf("pod's cpu %+v", p.CPU)
 			case p.Memory.WorkingSetBytes == 0:
 				return fmt.Errorf("pod's memory %+v", p.Memory)
-			case p.Network.RxBytes == 0 || p.Network.TxBytes == 0 || len(p.Network.Interfaces) == 0:
+			case p.Network.RxBytes == 0 || p.Network.TxBytes == 0 || p.Network.Name != "eth0":
 				return fmt.Errorf("pod's network %+v", p.Network)
 			case len(p.Containers) != 1 || p.Containers[0].CPU.UsageNanoCores == 0 || p.Containers[0].Memory.WorkingSetBytes == 0:
 				return fmt.Errorf("containers %+v", p.Containers)
