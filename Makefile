@@ -16,11 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-<<<<<<< HEAD
-.PHONY: help prepare build test full unit e2e bench lint fuzz vm-test critest kubelet-test oci-test demo install uninstall clean
-=======
-.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest kubelet-test demo install uninstall clean
->>>>>>> 2c41931 (Run Debian's runc and crun in the virtual machine; the daemon's tests through runc in make full)
+.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
