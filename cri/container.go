@@ -157,8 +157,8 @@ func mountsOf(mounts []*runtime.Mount) ([]spec.Mount, error) {
 }
 
 func mountOf(at string, m *runtime.Mount) (spec.Mount, error) {
-	if m.GetImage().GetImage() != "" || m.GetImageSubPath() != "" {
-		return spec.Mount{}, unsupported(at+".image", "image volumes")
+	if m.GetImage() != nil || m.GetImageSubPath() != "" {
+		return imageVolumeOf(at, m)
 	}
 	uids, gids, err := mountMappings(at, m)
 	if err != nil {

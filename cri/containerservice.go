@@ -47,6 +47,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtime.CreateC
 // hangs holds up this call only, and only as long as its caller waits.
 func makeSources(ctx context.Context, mounts []spec.Mount) error {
 	for _, mount := range mounts {
+		if mount.Image != nil {
+			continue
+		}
 		done := make(chan error, 1)
 		go func() { done <- makeSource(mount.Source) }()
 		select {
@@ -256,6 +259,7 @@ func criMount(m spec.Mount) *runtime.Mount {
 		HostPath: m.Source, ContainerPath: m.Target, Readonly: m.Readonly, RecursiveReadOnly: m.RecursiveReadonly,
 		SelinuxRelabel: m.SELinuxRelabel, MountOptions: m.Options, UidMappings: criMappings(m.UIDs), GidMappings: criMappings(m.GIDs),
 	}
+	mount.Image, mount.ImageSubPath = criVolume(m.Image)
 	for value, name := range propagations {
 		if name == m.Propagation {
 			mount.Propagation = value

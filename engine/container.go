@@ -106,6 +106,7 @@ func (e *Engine) reserveContainer(c spec.Container) (id, left string, err error)
 func sameContainer(a, b spec.Container) bool {
 	a.ID, a.ImageID, a.ImageRef = "", "", ""
 	b.ID, b.ImageID, b.ImageRef = "", "", ""
+	a, b = asAsked(a), asAsked(b)
 	return sameJSON(a, b)
 }
 
@@ -146,6 +147,9 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	}
 	image, err := e.baseImage(ctx, &record)
 	if err != nil {
+		return err
+	}
+	if err := e.findVolumes(ctx, &record.Container); err != nil {
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -226,6 +230,9 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord
 		return made, err
 	}
 	made.user = in.User
+	if err := e.mountVolumes(ctx, &c); err != nil {
+		return made, err
+	}
 	if err := e.resolveHost(&in); err != nil {
 		return made, err
 	}
@@ -343,6 +350,10 @@ func readProfile(path string) ([]byte, error) {
 func resolveMounts(asked []spec.Mount) ([]spec.Mount, error) {
 	mounts := make([]spec.Mount, 0, len(asked))
 	for _, m := range asked {
+		if m.Image != nil {
+			mounts = append(mounts, m)
+			continue
+		}
 		if !filepath.IsAbs(m.Source) {
 			return nil, fmt.Errorf("source %q of the mount at %s: must be absolute: %w", m.Source, m.Target, errdefs.ErrInvalidArgument)
 		}

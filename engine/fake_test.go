@@ -198,6 +198,17 @@ func (f fakeRootfs) Prepare(_ context.Context, key, _ string) ([]mount.Mount, er
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=/u", "workdir=/w"}}}, answer(nil)
 }
 
+func (f fakeRootfs) Volume(_ context.Context, key string, _ int, _, _ string) (mount.Mount, error) {
+	answer, err := f.enter("Volume")
+	if err != nil {
+		return mount.Mount{}, err
+	}
+	f.mu.Lock()
+	f.layers[key] = true
+	f.mu.Unlock()
+	return mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"ro", "lowerdir=/l:/m"}}, answer(nil)
+}
+
 func (f fakeRootfs) Release(_ context.Context, key string) error {
 	answer, err := f.enter("Release")
 	if err != nil {

@@ -32,7 +32,10 @@ type Rootfs interface {
 	ReadFile(ctx context.Context, imageID, path string, limit int64) ([]byte, error)
 	// Prepare makes the writable layer named key and says how to mount it. When it exists, it is answered as it is.
 	Prepare(ctx context.Context, key, imageID string) ([]mount.Mount, error)
-	// Release removes the writable layer. An unknown key is no error.
+	// Volume says how to mount a path of an image read-only, "" for all of it. The image stays until Release of the key; number tells
+	// several volumes of a key apart. ErrInvalidArgument when the image has no such path. Repeated it answers as before.
+	Volume(ctx context.Context, key string, number int, imageID, path string) (mount.Mount, error)
+	// Release removes the writable layer and lets go of the volumes. An unknown key is no error.
 	Release(ctx context.Context, key string) error
 	// Usage measures the writable layer: the bytes and inodes that it takes on disk. It may take as long as the layer is large.
 	// errdefs.ErrNotFound when there is none.
@@ -43,7 +46,7 @@ type Rootfs interface {
 	Apply(ctx context.Context, key string, r io.Reader) error
 	// Directories are those of an image's layers, uppermost first.
 	Directories(ctx context.Context, imageID string) ([]string, error)
-	// Keys lists the writable layers that exist.
+	// Keys lists those for which there are writable layers or volumes.
 	Keys(ctx context.Context) ([]string, error)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 
@@ -94,9 +95,12 @@ func (s *Store) Prepare(ctx context.Context, key, imageID string) ([]mount.Mount
 	return mounts, nil
 }
 
-// Release removes the writable layer. An unknown key is no error.
+// Release removes the writable layer and lets go of the volumes. An unknown key is no error.
 func (s *Store) Release(ctx context.Context, key string) error {
 	ctx = s.storeContext(ctx)
+	if err := s.releaseVolumes(ctx, key); err != nil {
+		return err
+	}
 	info, err := s.snapshots.Stat(ctx, keyPrefix+key)
 	if err == nil {
 		err = s.snapshots.Remove(ctx, keyPrefix+key)
@@ -110,14 +114,18 @@ func (s *Store) Release(ctx context.Context, key string) error {
 	return nil
 }
 
-// Keys lists the writable layers that exist.
+// Keys lists those for which there are writable layers or volumes.
 func (s *Store) Keys(ctx context.Context) ([]string, error) {
 	var keys []string
 	err := s.snapshots.Walk(s.storeContext(ctx), func(_ context.Context, info snapshots.Info) error {
 		if key, ok := strings.CutPrefix(info.Name, keyPrefix); ok && info.Kind == snapshots.KindActive {
 			keys = append(keys, key)
 		}
+		if key, ok := volumeKey(info); ok {
+			keys = append(keys, key)
+		}
 		return nil
 	})
-	return keys, err
+	slices.Sort(keys)
+	return slices.Compact(keys), err
 }

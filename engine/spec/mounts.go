@@ -99,6 +99,9 @@ func (b *builder) askedMounts(s *specs.Spec) ([]specs.Mount, error) {
 		if err != nil {
 			return nil, err
 		}
+		if u := b.in.Pod.Security.Namespaces.User; u != nil && m.Image != nil && mount.Type == "bind" {
+			mount.UIDMappings, mount.GIDMappings = ociMappings(u.UIDs), ociMappings(u.GIDs)
+		}
 		if m.Propagation == "rshared" && b.in.Pod.Security.Namespaces.User != nil {
 			return nil, invalid("mount at %s is rshared: a pod with a user namespace cannot pass mounts on to the host", mount.Destination)
 		}
@@ -125,12 +128,17 @@ func bindMount(m Mount) (specs.Mount, error) {
 	switch {
 	case !path.IsAbs(m.Target) || target == "/":
 		return specs.Mount{}, invalid("mount target %q: must be an absolute path below /", m.Target)
-	case !path.IsAbs(m.Source):
+	case m.Image == nil && !path.IsAbs(m.Source):
 		return specs.Mount{}, invalid("source %q of the mount at %s: must be absolute", m.Source, target)
 	case strings.ContainsRune(m.Target+m.Source, 0):
 		return specs.Mount{}, invalid("mount of %q at %q has a zero byte", m.Source, m.Target)
+	case m.Image != nil && !m.Readonly:
+		return specs.Mount{}, invalid("mount of image %s at %s is not read-only: images can be mounted in no other way", m.Image.Image, target)
 	case m.RecursiveReadonly && !m.Readonly:
 		return specs.Mount{}, invalid("mount at %s is recursively read-only, but not read-only: ask for both", target)
+	}
+	if m.Image != nil {
+		return imageMount(m, target)
 	}
 	options := []string{"rbind"}
 	switch m.Propagation {
@@ -161,6 +169,21 @@ func bindMount(m Mount) (specs.Mount, error) {
 	return specs.Mount{
 		Destination: target, Type: "bind", Source: m.Source, Options: options, UIDMappings: ociMappings(m.UIDs), GIDMappings: ociMappings(m.GIDs),
 	}, nil
+}
+
+// imageMount mounts an image as the engine found it: by a bind, or by an overlay of its layers.
+func imageMount(m Mount, target string) (specs.Mount, error) {
+	out := specs.Mount{Destination: target, Type: m.Image.Type, Source: m.Source, Options: slices.Clone(m.Image.Options)}
+	if m.Propagation != "" && m.Propagation != "private" {
+		return out, invalid("mount of image %s at %s is %s: nothing is ever mounted in it, so it must be private", m.Image.Image, target, m.Propagation)
+	}
+	for _, option := range m.Options {
+		if !mountOptions[option] {
+			return out, invalid("option %q of the mount at %s is not one of a bind mount", option, target)
+		}
+		out.Options = append(out.Options, option)
+	}
+	return out, nil
 }
 
 // mountOptions are what a client may add to a bind mount: none that undoes what the other fields say.

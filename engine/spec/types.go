@@ -114,7 +114,7 @@ func (r Resources) IsZero() bool { return reflect.ValueOf(r).IsZero() }
 
 // Mount is a mount that a container asks for.
 type Mount struct {
-	Source            string `json:"source"` // on the host
+	Source            string `json:"source"` // on the host; with Image filled by the engine
 	Target            string `json:"target"` // in the container
 	Readonly          bool   `json:"readonly,omitempty"`
 	RecursiveReadonly bool   `json:"recursiveReadonly,omitempty"`
@@ -126,6 +126,22 @@ type Mount struct {
 	UIDs    []IDMapping `json:"uids,omitempty"`
 	GIDs    []IDMapping `json:"gids,omitempty"`
 	Options []string    `json:"options,omitempty"`
+
+	// Image, instead of a source, is an image to mount read-only.
+	Image *ImageVolume `json:"image,omitempty"`
+}
+
+// ImageVolume is an image that is mounted, or a path in it.
+type ImageVolume struct {
+	Image     string `json:"image"` // as the client wrote it
+	UserImage string `json:"userImage,omitempty"`
+	SubPath   string `json:"subPath,omitempty"`
+	ID        string `json:"id,omitempty"`  // filled by the engine
+	Ref       string `json:"ref,omitempty"` // a reference by digest, filled by the engine
+
+	// How it is mounted: filled by the engine for Build, and not kept.
+	Type    string   `json:"-"`
+	Options []string `json:"-"`
 }
 
 // Device is a device node of the host made known to a container. Permissions are of "rwm".

@@ -108,6 +108,8 @@ func (c *compiler) mounts() error {
 			err = c.bind(m, o)
 		case m.Type == "cgroup" || m.Type == "cgroup2":
 			err = c.cgroupMount(m, o)
+		case m.Type == "overlay":
+			err = c.layers(m)
 		case c.in.shm != 0 && path.Clean(m.Destination) == "/dev/shm":
 			c.podShm(m.Destination)
 		case m.Type == "proc" && c.joins(specs.PIDNamespace) && !c.in.host.ProcPidns:
@@ -179,7 +181,7 @@ func (c *compiler) bind(m *specs.Mount, o mountOptions) error {
 		flags |= unix.AT_RECURSIVE
 	}
 	c.OpenTree(tree, plan.Cwd, m.Source, flags)
-	if idmap != 0 {
+	if idmap != 0 && !(idmap == c.in.userns && c.isMapped(m.Source)) {
 		flags := 0
 		if o.idmapAll {
 			flags = unix.AT_RECURSIVE

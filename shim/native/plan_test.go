@@ -23,6 +23,9 @@ var (
 	oldKernel = Host{Capabilities: 1<<41 - 1 - 1<<unix.CAP_SYS_RESOURCE, LastCapability: 40}
 )
 
+// layersMount is an image as a volume.
+var layersMount = specs.Mount{Destination: "/image", Type: "overlay", Source: "overlay", Options: []string{"ro", "lowerdir=/l/layers/4/x:/l/layers/2/x", "index=off", "noexec"}}
+
 func goldenInput(spec *specs.Spec, host Host) *input {
 	return &input{
 		spec: spec, process: spec.Process, host: host, joined: map[specs.LinuxNamespaceType]int{},
@@ -102,6 +105,22 @@ func TestPlans(t *testing.T) {
 			in.userns, in.idmaps = 6, map[string]int{mappingKey(in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings): 6}
 			last := &in.spec.Mounts[len(in.spec.Mounts)-1]
 			last.UIDMappings, last.GIDMappings = in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings
+			return compileCreate(in)
+		},
+		"create-layers-user": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			in.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			in.spec.Linux.GIDMappings = in.spec.Linux.UIDMappings
+			in.joined = map[specs.LinuxNamespaceType]int{specs.UserNamespace: 6, specs.NetworkNamespace: 7, specs.IPCNamespace: 8, specs.UTSNamespace: 9}
+			in.userns, in.idmaps = 6, map[string]int{mappingKey(in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings): 6}
+			in.spec.Mounts = []specs.Mount{layersMount, {Destination: "/one", Type: "bind", Source: "/l/layers/2/sub", Options: []string{"bind", "ro"},
+				UIDMappings: in.spec.Linux.UIDMappings, GIDMappings: in.spec.Linux.GIDMappings}}
+			return compileCreate(in)
+		},
+		"create-layers-old-kernel": func() (*built, error) {
+			in := goldenInput(goldenSpec(), oldKernel)
+			in.spec.Mounts = []specs.Mount{layersMount}
 			return compileCreate(in)
 		},
 		"exec-user": func() (*built, error) {

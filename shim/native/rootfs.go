@@ -195,23 +195,9 @@ func (c *compiler) overlay(o overlayOptions) error {
 // classicOverlay is for kernels that take the layers only in one string of a page: paths are relative to the directory
 // that all have in common.
 func (c *compiler) classicOverlay(o overlayOptions) error {
-	all := append([]string{}, o.lower...)
-	if o.upper != "" {
-		all = append(all, o.upper, o.work)
-	}
-	common := commonDirectory(all)
-	relative := func(d string) string { return strings.TrimPrefix(d, common+"/") }
-	var lower []string
-	for _, d := range o.lower {
-		lower = append(lower, relative(d))
-	}
-	data := []string{"lowerdir=" + strings.Join(lower, ":")}
-	if o.upper != "" {
-		data = append(data, "upperdir="+relative(o.upper), "workdir="+relative(o.work))
-	}
-	text := strings.Join(append(data, o.other...), ",")
-	if len(text) > mountDataLimit {
-		return fmt.Errorf("root: the overlay's options take %d bytes and mount(2) of this kernel takes %d: use an image with fewer layers", len(text), mountDataLimit)
+	text, common, err := o.classic()
+	if err != nil {
+		return fmt.Errorf("root: %w", err)
 	}
 	c.Chdir(common)
 	at := c.rootPlace(o.place())
@@ -222,6 +208,29 @@ func (c *compiler) classicOverlay(o overlayOptions) error {
 	}
 	c.Chdir("/")
 	return nil
+}
+
+// classic is the string for mount(2), and the directory that its paths are relative to.
+func (o *overlayOptions) classic() (text, common string, err error) {
+	all := append([]string{}, o.lower...)
+	if o.upper != "" {
+		all = append(all, o.upper, o.work)
+	}
+	common = commonDirectory(all)
+	relative := func(d string) string { return strings.TrimPrefix(d, common+"/") }
+	var lower []string
+	for _, d := range o.lower {
+		lower = append(lower, relative(d))
+	}
+	data := []string{"lowerdir=" + strings.Join(lower, ":")}
+	if o.upper != "" {
+		data = append(data, "upperdir="+relative(o.upper), "workdir="+relative(o.work))
+	}
+	text = strings.Join(append(data, o.other...), ",")
+	if len(text) > mountDataLimit {
+		return "", "", fmt.Errorf("the overlay's options take %d bytes and mount(2) of this kernel takes %d: use an image with fewer layers", len(text), mountDataLimit)
+	}
+	return text, common, nil
 }
 
 func commonDirectory(paths []string) string {

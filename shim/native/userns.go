@@ -73,7 +73,14 @@ func (c *compiler) mapLayers(o overlayOptions) {
 	if !c.inUser() {
 		return
 	}
+	if c.mapped == nil {
+		c.mapped = map[string]bool{}
+	}
 	for _, d := range o.lower {
+		if c.isMapped(d) {
+			continue
+		}
+		c.mapped[d] = true
 		tree := c.Reg()
 		c.OpenTree(tree, plan.Cwd, d, unix.OPEN_TREE_CLONE)
 		c.MountIdmap(tree, 0, c.in.userns)

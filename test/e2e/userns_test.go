@@ -170,12 +170,9 @@ func TestUserNamespaceSurvives(t *testing.T) {
 	p := n.runPod(t, inUser)
 	first := p.run(t, command("sleep", "1000"))
 	want := first.output(t, "sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net")
-	kill := func(pids ...int) {
-		for _, pid := range pids {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		}
+	kill := func(which killed) {
+		n.kill(t, which)
+		n.recovered(t, which)
 	}
 	check := func(what string) {
 		t.Helper()
@@ -185,11 +182,11 @@ func TestUserNamespaceSurvives(t *testing.T) {
 		}
 		c.stop(t, 0)
 	}
-	kill(n.d.ShimPID())
+	kill(killed{shim: true})
 	check("the shim")
-	kill(n.d.KeeperPID(), n.d.ShimPID())
+	kill(killed{shim: true, keeper: true})
 	check("shim and keeper")
 	first.stop(t, 0)
-	kill(n.d.KeeperPID(), n.d.ShimPID())
+	kill(killed{shim: true, keeper: true})
 	check("shim and keeper, with no container running")
 }

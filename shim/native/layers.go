@@ -1,0 +1,62 @@
+package native
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/shim/native/plan"
+)
+
+// layers mounts an overlay of directories that are only read, such as an image's.
+func (c *compiler) layers(m *specs.Mount) error {
+	o, err := parseOverlay(m.Options)
+	if err != nil {
+		return err
+	}
+	if o.upper != "" {
+		return fmt.Errorf("an overlay with an upperdir is for the root filesystem only: %w", errdefs.ErrNotImplemented)
+	}
+	c.mapLayers(o)
+	tree := c.Reg()
+	if c.in.host.LowerdirPlus && o.fitsFsconfig() {
+		fs := c.Reg()
+		c.Fsopen(fs, "overlay")
+		for _, d := range o.lower {
+			c.FsconfigString(fs, "lowerdir+", d)
+		}
+		if err := c.configure(fs, o.other); err != nil {
+			return err
+		}
+		c.Fsmount(tree, fs, o.set|unix.MOUNT_ATTR_RDONLY)
+		c.Close(fs)
+		c.attach(tree, m.Destination, true)
+		return nil
+	}
+	text, common, err := o.classic()
+	if err != nil {
+		return err
+	}
+	// It lies over a directory of the host, in the stage's mount namespace, until it was copied.
+	c.Chdir(common)
+	c.Mount("overlay", o.place(), "overlay", unix.MS_RDONLY, text)
+	c.OpenTree(tree, plan.Cwd, o.place(), unix.OPEN_TREE_CLONE)
+	c.MountSetattr(tree, 0, o.set|unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE)
+	c.Umount(o.place())
+	c.Chdir("/")
+	c.attach(tree, m.Destination, true)
+	return nil
+}
+
+// isMapped says whether a path of the host is in a layer that mapLayers has covered.
+func (c *compiler) isMapped(p string) bool {
+	for d := range c.mapped {
+		if p == d || strings.HasPrefix(p, d+"/") {
+			return true
+		}
+	}
+	return false
+}
