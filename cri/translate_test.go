@@ -203,9 +203,14 @@ func TestContainerErrors(t *testing.T) {
 		"invalid config.mounts[0].container_path: \"data\"": mount(func(m *runtime.Mount) { m.ContainerPath = "data" }),
 		"invalid config.mounts[0].propagation":              mount(func(m *runtime.Mount) { m.Propagation = 9 }),
 		"invalid config.mounts[0].mount_options: \"rw\"":    mount(func(m *runtime.Mount) { m.MountOptions = []string{"rw"} }),
-		"unsupported config.mounts[0].image":                mount(func(m *runtime.Mount) { m.Image = &runtime.ImageSpec{Image: "a"} }),
-		"invalid config.mounts[0].uidMappings[0].length":    mount(func(m *runtime.Mount) { m.UidMappings = []*runtime.IDMapping{{}} }),
-		"invalid config.mounts[0].uidMappings: required":    mount(func(m *runtime.Mount) { m.GidMappings = []*runtime.IDMapping{{}} }),
+		"invalid config.mounts[0].host_path: a mount has":   mount(func(m *runtime.Mount) { m.Image = &runtime.ImageSpec{Image: "a"} }),
+		"invalid config.mounts[0].image.image: required":    mount(func(m *runtime.Mount) { m.ImageSubPath = "a" }),
+		"invalid config.mounts[0].readonly: images":         mount(func(m *runtime.Mount) { *m = runtime.Mount{ContainerPath: "/x", Image: &runtime.ImageSpec{Image: "a"}} }),
+		"invalid config.mounts[0].image_sub_path": mount(func(m *runtime.Mount) {
+			*m = runtime.Mount{ContainerPath: "/x", Image: &runtime.ImageSpec{Image: "a"}, Readonly: true, ImageSubPath: "a/../../b"}
+		}),
+		"invalid config.mounts[0].uidMappings[0].length": mount(func(m *runtime.Mount) { m.UidMappings = []*runtime.IDMapping{{}} }),
+		"invalid config.mounts[0].uidMappings: required": mount(func(m *runtime.Mount) { m.GidMappings = []*runtime.IDMapping{{}} }),
 		"invalid config.mounts[0].recursive_read_only: needs readonly": mount(func(m *runtime.Mount) {
 			m.RecursiveReadOnly, m.Readonly = true, false
 		}),
@@ -366,7 +371,7 @@ func FuzzContainer(f *testing.F) {
 			t.Fatalf("the log escapes: %q", c.LogPath)
 		}
 		for _, m := range c.Mounts {
-			if !filepath.IsAbs(m.Source) || !filepath.IsAbs(m.Target) {
+			if m.Image == nil && !filepath.IsAbs(m.Source) || !filepath.IsAbs(m.Target) {
 				t.Fatalf("a mount without a path: %+v", m)
 			}
 		}
