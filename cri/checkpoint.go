@@ -78,6 +78,9 @@ func (s *runtimeService) RestorePod(ctx context.Context, r *runtime.RestorePodRe
 		return nil, err
 	}
 	for _, c := range containers {
+		if s.engine.StrictMounts() {
+			continue
+		}
 		if err := makeSources(ctx, c.Mounts); err != nil {
 			return nil, err
 		}

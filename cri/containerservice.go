@@ -33,8 +33,10 @@ func (s *runtimeService) CreateContainer(ctx context.Context, r *runtime.CreateC
 	if err != nil {
 		return nil, err
 	}
-	if err := makeSources(ctx, container.Mounts); err != nil {
-		return nil, err
+	if !s.engine.StrictMounts() {
+		if err := makeSources(ctx, container.Mounts); err != nil {
+			return nil, err
+		}
 	}
 	id, err := s.engine.CreateContainer(ctx, container)
 	if err != nil {

@@ -315,7 +315,7 @@ func (e *Engine) resolveHost(in *spec.Input) (err error) {
 			return err
 		}
 	}
-	in.Container.Mounts, err = resolveMounts(in.Container.Mounts)
+	in.Container.Mounts, err = resolveMounts(in.Container.Mounts, e.cfg.StrictMounts)
 	return err
 }
 
@@ -346,8 +346,8 @@ func readProfile(path string) ([]byte, error) {
 }
 
 // resolveMounts follows symbolic links of the sources on the host, whose files a client of ours may name as it likes. A
-// source that is missing is made as a directory, which clients rely on.
-func resolveMounts(asked []spec.Mount) ([]spec.Mount, error) {
+// source that is missing is made as a directory, which clients rely on, or with strict is an error.
+func resolveMounts(asked []spec.Mount, strict bool) ([]spec.Mount, error) {
 	mounts := make([]spec.Mount, 0, len(asked))
 	for _, m := range asked {
 		if m.Image != nil {
@@ -358,6 +358,9 @@ func resolveMounts(asked []spec.Mount) ([]spec.Mount, error) {
 			return nil, fmt.Errorf("source %q of the mount at %s: must be absolute: %w", m.Source, m.Target, errdefs.ErrInvalidArgument)
 		}
 		source, err := filepath.EvalSymlinks(m.Source)
+		if errors.Is(err, fs.ErrNotExist) && strict {
+			return nil, fmt.Errorf("source of the mount at %s: %w (workload.strict_mounts is set, so no directory is made): %w", m.Target, err, errdefs.ErrInvalidArgument)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			if err := os.MkdirAll(m.Source, 0o755); err != nil {
 				return nil, fmt.Errorf("source of the mount at %s: %w", m.Target, err)

@@ -143,6 +143,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.classes, err = openClasses(cfg.BlockIOConfig, cfg.RDTConfig, e.log); err != nil {
 		return nil, err
 	}
+	e.host.DeviceOwnership = cfg.DeviceOwnership
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	e.layers = newLayerMeter(e.ctx, cfg.Rootfs, e.log)
 	if err := e.restore(ctx); err != nil {

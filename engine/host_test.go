@@ -78,7 +78,7 @@ func TestSourcesOfMounts(t *testing.T) {
 	must(t, os.Symlink("real", filepath.Join(dir, "link")))
 	got, err := resolveMounts([]spec.Mount{
 		{Source: filepath.Join(dir, "link"), Target: "/a"}, {Source: filepath.Join(dir, "new", "deep"), Target: "/b"},
-	})
+	}, false)
 	must(t, err)
 	real, err := filepath.EvalSymlinks(dir)
 	must(t, err)
@@ -88,7 +88,11 @@ func TestSourcesOfMounts(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, "new", "deep")); err != nil || !info.IsDir() {
 		t.Errorf("a missing source: %v", err)
 	}
-	if _, err := resolveMounts([]spec.Mount{{Source: "relative", Target: "/a"}}); !errdefs.IsInvalidArgument(err) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	if _, err := resolveMounts([]spec.Mount{{Source: missing, Target: "/a"}}, true); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), missing) {
+		t.Errorf("a missing source where they must be there: %v", err)
+	}
+	if _, err := resolveMounts([]spec.Mount{{Source: "relative", Target: "/a"}}, false); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a relative source: %v", err)
 	}
 }

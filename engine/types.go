@@ -38,6 +38,10 @@ type Config struct {
 	CDIDirs []string
 	// Handlers are the programs that a RuntimeClass can name. Our own runtime need not be among them.
 	Handlers map[string]Handler
+	// StrictMounts makes a missing source of a mount an error; without, a directory is made.
+	StrictMounts bool
+	// DeviceOwnership has device nodes belong to the user and the group that a container names.
+	DeviceOwnership bool
 	// ShimWait is how long a call waits for a dead shim to be started again; 0 is 5 s.
 	ShimWait time.Duration
 	// Criu is the path of criu, or its name in the PATH, for checkpoints; "" is "criu".

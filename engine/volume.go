@@ -62,3 +62,6 @@ func asAsked(c spec.Container) spec.Container {
 	})
 	return c
 }
+
+// StrictMounts says that sources of mounts must be there.
+func (e *Engine) StrictMounts() bool { return e.cfg.StrictMounts }

@@ -58,6 +58,8 @@ type Host struct {
 	HardLimits map[string]uint64
 	// SwapAccounting says that a limit of memory and swap together can be set.
 	SwapAccounting bool
+	// DeviceOwnership has the devices of a container that names a user or a group belong to those.
+	DeviceOwnership bool
 	// NoSeccomp says that the kernel has no seccomp filters.
 	NoSeccomp bool
 	// SELinux says that SELinux is on.

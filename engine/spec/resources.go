@@ -22,6 +22,7 @@ func (b *builder) devices(s *specs.Spec) error {
 			return err
 		}
 		s.Linux.Devices = slices.DeleteFunc(s.Linux.Devices, func(other specs.LinuxDevice) bool { return other.Path == d.Path })
+		b.own(&d.LinuxDevice)
 		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
 		if !hostDevices {
 			major, minor := d.Major, d.Minor
@@ -31,6 +32,20 @@ func (b *builder) devices(s *specs.Spec) error {
 		}
 	}
 	return nil
+}
+
+// own gives a device to the user and the group that the container names, where the node is configured so.
+func (b *builder) own(d *specs.LinuxDevice) {
+	security, user := b.in.Container.Security, b.in.User
+	if !b.in.Host.DeviceOwnership {
+		return
+	}
+	if security.RunAsUser != nil || security.RunAsUsername != "" {
+		d.UID = &user.UID
+	}
+	if security.RunAsGroup != nil {
+		d.GID = &user.GID
+	}
 }
 
 func checkDevice(d ResolvedDevice) error {

@@ -175,12 +175,10 @@ func (c *compiler) bind(m *specs.Mount, o mountOptions) error {
 	if err != nil {
 		return err
 	}
-	tree := c.Reg()
-	flags := unix.OPEN_TREE_CLONE
-	if o.recursive {
-		flags |= unix.AT_RECURSIVE
+	tree, taken := c.shared[m]
+	if !taken {
+		tree = c.copyTree(m.Source, o.recursive)
 	}
-	c.OpenTree(tree, plan.Cwd, m.Source, flags)
 	if idmap != 0 && !(idmap == c.in.userns && c.isMapped(m.Source)) {
 		flags := 0
 		if o.idmapAll {
@@ -191,6 +189,33 @@ func (c *compiler) bind(m *specs.Mount, o mountOptions) error {
 	c.attributes(tree, o)
 	c.attach(tree, m.Destination, directory)
 	return nil
+}
+
+func (c *compiler) copyTree(source string, recursive bool) plan.Reg {
+	tree := c.Reg()
+	flags := unix.OPEN_TREE_CLONE
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	c.OpenTree(tree, plan.Cwd, source, flags)
+	return tree
+}
+
+// sharedSources copies the sources of mounts that pass mounts on to the host. They do so only while the stage's mounts are peers of
+// the host's.
+func (c *compiler) sharedSources() {
+	for i := range c.in.spec.Mounts {
+		m := &c.in.spec.Mounts[i]
+		o, err := parseOptions(m.Options)
+		if err != nil || o.propagation&unix.MS_SHARED == 0 || !o.bind && m.Type != "bind" {
+			continue // bad options are found later
+		}
+		c.At("mounts[%d] %s", i, m.Destination)
+		if c.shared == nil {
+			c.shared = map[*specs.Mount]plan.Reg{}
+		}
+		c.shared[m] = c.copyTree(m.Source, o.recursive)
+	}
 }
 
 // attributes sets what the options say on a detached copy.

@@ -107,6 +107,12 @@ func TestPlans(t *testing.T) {
 			last.UIDMappings, last.GIDMappings = in.spec.Linux.UIDMappings, in.spec.Linux.GIDMappings
 			return compileCreate(in)
 		},
+		"create-shared-mount": func() (*built, error) {
+			in := goldenInput(goldenSpec(), newKernel)
+			in.spec.Linux.RootfsPropagation = "rshared"
+			in.spec.Mounts = []specs.Mount{{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "rshared"}}}
+			return compileCreate(in)
+		},
 		"create-layers-user": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
 			in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})

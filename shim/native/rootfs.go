@@ -21,9 +21,10 @@ const (
 // rootfs mounts the root filesystem into a register. It is attached only here, in the container's mount namespace: over
 // its own upper (or source) directory, because it must lie somewhere until it becomes the root.
 func (c *compiler) rootfs() error {
+	c.sharedSources()
 	c.At("linux.rootfsPropagation")
-	if p := propagationOptions[c.in.spec.Linux.RootfsPropagation]; p&unix.MS_SHARED == 0 && c.namespaceOf(specs.MountNamespace) != nil {
-		c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
+	if c.namespaceOf(specs.MountNamespace) != nil {
+		c.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "") // or what is mounted from here on would be mounted on the host
 	}
 	c.At("root")
 	m := c.in.rootfs

@@ -39,7 +39,7 @@ func TestImageVolumes(t *testing.T) {
 			}
 			p := n.runPod(t, options...)
 			c := p.run(t, command("sleep", "1000"), imageVolume(layered, "", "/v/all"), imageVolume(layered, "etc", "/v/etc"),
-				imageVolume(busybox, "/etc/passwd", "/v/passwd"), imageVolume(busybox, "", "/v/one"))
+				imageVolume(busybox, "etc/passwd", "/v/passwd"), imageVolume(busybox, "", "/v/one"))
 			own := c.output(t, "cat", "/etc/passwd")
 			for _, path := range []string{"/v/all/etc/passwd", "/v/etc/passwd", "/v/passwd", "/v/one/etc/passwd"} {
 				if got := c.output(t, "cat", path); got != own {

@@ -93,6 +93,9 @@ type Workload struct {
 	CgroupDriver string `toml:"cgroup_driver"`
 	UnsetSeccomp string `toml:"unset_seccomp"`
 	AppArmor     string `toml:"apparmor_profile"`
+
+	StrictMounts    bool `toml:"strict_mounts"`
+	DeviceOwnership bool `toml:"device_ownership_from_security_context"`
 }
 
 // Image configures the image store.

@@ -171,6 +171,7 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		Handlers:        handlersOf(ctx, d.cfg, d.log),
 		CDIDirs:         cdiDirs,
 		Criu:            d.cfg.Checkpoint.Criu, RestoreImages: d.cfg.Checkpoint.RestoreImages,
+		StrictMounts: d.cfg.Workload.StrictMounts, DeviceOwnership: d.cfg.Workload.DeviceOwnership,
 		Log: d.log,
 	})
 	if err != nil {
