@@ -28,7 +28,7 @@ const (
 
 func main() {
 	bin := flag.String("bin", "hack/cache/bin", "`directory` of containerd, containerd-shim-runc-v2 and crictl")
-	oci := flag.String("oci", "hack/cache/oci/criserver-oci", "the OCI runtime, a `program`")
+	oci := flag.String("oci", "bin/criserver-oci", "the OCI runtime, a `program`")
 	flag.Parse()
 	for _, p := range []*string{bin, oci} {
 		if absolute, err := filepath.Abs(*p); err == nil {
