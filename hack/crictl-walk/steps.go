@@ -42,7 +42,7 @@ func (w *walk) steps() []step {
 		})),
 		do("", container("logs"), exactly("hello\n")),
 		do("", func() []string { return []string{"exec", "-s", w.containerID, "cat", "/etc/hostname"} }, exactly("walk\n")),
-	}, w.sessions(cat), w.checkpoint(), []step{
+	}, w.sessions(cat), w.checkpoint(), w.figures(), []step{
 		do("## The end", container("stop", "--timeout", "10"), w.echoes(&w.containerID)),
 		do("The container exits with the code of its signal handler.", container("inspect"), fields(map[string]any{
 			"status.state": "CONTAINER_EXITED", "status.exitCode": 3.0, "status.reason": "Error",
