@@ -149,9 +149,7 @@ func (s *runtimeService) ContainerStatus(_ context.Context, r *runtime.Container
 	}
 	response := &runtime.ContainerStatusResponse{Status: containerStatus(c)}
 	if r.GetVerbose() {
-		response.Info, err = infoOf(map[string]any{
-			"config": c.Container, "pid": c.PID, "sandboxID": c.Container.PodID, "cgroupsPath": c.CgroupsPath, "runDir": c.Dir,
-		})
+		response.Info, err = s.containerInfo(c)
 	}
 	return response, err
 }

@@ -35,7 +35,7 @@ type front struct {
 	net    *fakeNetwork
 }
 
-func newFront(t *testing.T) *front {
+func newFront(t testing.TB) *front {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	store, err := image.Open(t.Context(), image.Config{Root: t.TempDir(), Log: log})

@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -65,18 +64,16 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtime.PodSandb
 	if r.GetPodSandboxId() == "" {
 		return nil, required("pod_sandbox_id")
 	}
-	pod, err := s.engine.Pod(r.GetPodSandboxId())
+	pod, containers, at, err := s.engine.PodSnapshot(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	response := &runtime.PodSandboxStatusResponse{Status: podStatus(pod), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.engine.Containers(engine.ContainerFilter{PodID: pod.Pod.ID}) {
+	response := &runtime.PodSandboxStatusResponse{Status: podStatus(pod), Timestamp: at.UnixNano()}
+	for _, c := range containers {
 		response.ContainersStatuses = append(response.ContainersStatuses, containerStatus(c))
 	}
 	if r.GetVerbose() {
-		response.Info, err = infoOf(map[string]any{
-			"config": pod.Pod, "netns": pod.Network.Netns, "pid": pod.HolderPID,
-		})
+		response.Info, err = s.podInfo(pod)
 	}
 	return response, err
 }

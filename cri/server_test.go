@@ -42,7 +42,7 @@ func containerConfig(name string) *runtime.ContainerConfig {
 }
 
 // running makes a pod with one running container.
-func (f *front) running(t *testing.T, name string) (pod, container string) {
+func (f *front) running(t testing.TB, name string) (pod, container string) {
 	t.Helper()
 	p, err := f.RunPodSandbox(t.Context(), &runtime.RunPodSandboxRequest{Config: podConfig(name)})
 	if err != nil {
@@ -76,7 +76,7 @@ func TestLifecycle(t *testing.T) {
 	}
 	s := c.GetStatus()
 	if s.State != runtime.ContainerState_CONTAINER_RUNNING || s.StartedAt == 0 || s.FinishedAt != 0 || s.ImageId != "sha256:0011" ||
-		s.ImageRef != "busybox@sha256:22" || s.StopSignal != runtime.Signal_SIGNAL_SIGTERM || c.Info["pid"] == "" {
+		s.ImageRef != "busybox@sha256:22" || s.StopSignal != runtime.Signal_SIGNAL_SIGTERM || !strings.Contains(c.Info["info"], `"runtimeSpec":{"ociVersion"`) || !strings.Contains(c.Info["info"], `{"step":"process","took":"`) {
 		t.Errorf("running: %v", c)
 	}
 	p, err := f.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
@@ -84,7 +84,7 @@ func TestLifecycle(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p.Status.State != runtime.PodSandboxState_SANDBOX_READY || len(p.ContainersStatuses) != 1 || p.Timestamp == 0 ||
-		p.Status.Linux.Namespaces.Options.Pid != runtime.NamespaceMode_CONTAINER || !strings.Contains(p.Info["config"], `"u-web"`) {
+		p.Status.Linux.Namespaces.Options.Pid != runtime.NamespaceMode_CONTAINER || !strings.Contains(p.Info["info"], `"u-web"`) {
 		t.Errorf("ready: %v", p)
 	}
 	for range 2 {

@@ -51,6 +51,7 @@ func (s *runtimeService) Status(ctx context.Context, r *runtime.StatusRequest) (
 func (s *runtimeService) statusInfo() (map[string]string, error) {
 	values := map[string]any{}
 	maps.Copy(values, s.info)
+	values["version"], values["engine"] = s.version, s.engine.Summary()
 	var err error
 	if values["cdi"], err = s.engine.CDI(); err != nil {
 		return nil, err

@@ -119,6 +119,7 @@ func (e *Engine) createContainer(ctx context.Context, id string) error {
 	case !ok || record.State != creating:
 		return fmt.Errorf("it was removed meanwhile: %w", errdefs.ErrAborted)
 	}
+	defer e.containerStep(id, "create")()
 	err := e.prepareContainer(ctx, record)
 	if err == nil {
 		return nil
@@ -191,6 +192,7 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 }
 
 func (e *Engine) prepareRootfs(ctx context.Context, id, imageID string) (rootfsMount, error) {
+	defer e.containerStep(id, "rootfs")()
 	mounts, err := e.cfg.Rootfs.Prepare(ctx, id, imageID)
 	if err != nil {
 		return rootfsMount{}, fmt.Errorf("root filesystem: %w", err)
@@ -219,6 +221,7 @@ type madeSpec struct {
 // answer, with an error too.
 func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord, image Image) (madeSpec, error) {
 	c := r.Container
+	defer e.containerStep(c.ID, "spec")()
 	made := madeSpec{cgroupsPath: r.CgroupsPath, release: func() {}}
 	signal, err := spec.StopSignal(c.StopSignal, image.Config.StopSignal)
 	if err != nil {

@@ -56,6 +56,7 @@ type Engine struct {
 type pod struct {
 	record podRecord
 	rate   rate // of a cgroup that only this pod is in; it guards itself
+	steps  steps
 	// announced says that those who listen may know of it.
 	announced bool
 	told      told // what plugins know of it
@@ -78,10 +79,11 @@ type container struct {
 	interrupt context.CancelCauseFunc
 	// process is that of config.json, read when first needed by Exec, and not changed.
 	process *specs.Process
-	// rate and layer guard themselves.
+	// rate, layer and steps guard themselves.
 	rate  rate
 	layer layerState
 	told  told // what plugins know of it
+	steps steps
 }
 
 func newContainer(r containerRecord) *container {

@@ -141,6 +141,7 @@ func (e *Engine) runPod(ctx context.Context, id string) error {
 	case !ok || record.State != creating:
 		return fmt.Errorf("it was removed meanwhile: %w", errdefs.ErrAborted)
 	}
+	defer e.podStep(id, "run")()
 	err := e.bringUp(ctx, record)
 	if err == nil {
 		return nil
@@ -248,6 +249,7 @@ func (e *Engine) attach(ctx context.Context, p *spec.Pod, netns string) (cni.Res
 	if !p.OwnNetwork() {
 		return cni.Result{}, nil
 	}
+	defer e.podStep(p.ID, "network")()
 	request, err := networkRequest(p)
 	if err != nil {
 		return cni.Result{}, err
@@ -315,6 +317,7 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 	if !r.Ipc && !r.Uts && !r.Pid && len(sysctls) == 0 && r.PodCgroup == "" && len(r.UidMappings) == 0 {
 		return nil, nil
 	}
+	defer e.podStep(p.ID, "namespaces")()
 	var answer *api.StartPodResponse
 	err := e.shim(ctx, func(ctx context.Context) (err error) {
 		answer, err = e.cfg.Shims.StartPod(ctx, r)

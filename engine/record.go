@@ -100,7 +100,7 @@ type store struct {
 
 func (s store) podDir(pod string) string { return filepath.Join(s.pods, pod) }
 func (s store) containerDir(pod, container string) string {
-	return filepath.Join(s.pods, pod, container)
+	return s.pods + "/" + pod + "/" + container // every list has one for each container, and Join costs more
 }
 
 func (s store) savePod(r podRecord) error {

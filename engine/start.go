@@ -40,6 +40,7 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 	case record.State != created:
 		return fmt.Errorf("it is %s; a container is started once, so create another: %w", record.State, errdefs.ErrFailedPrecondition)
 	}
+	defer e.containerStep(id, "start")()
 	pod, ok := e.podRecord(record.Container.PodID)
 	if !ok || pod.State != ready {
 		return fmt.Errorf("its pod %s is not ready: %w", record.Container.PodID, errdefs.ErrFailedPrecondition)
@@ -53,7 +54,9 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 		err = fmt.Errorf("a plugin refuses it: %w", err)
 		return errors.Join(err, e.startFailed(ctx, id, err))
 	}
+	end := e.containerStep(id, "process")
 	answer, err := e.startProcess(ctx, &pod, record)
+	end()
 	switch {
 	case errdefs.IsUnavailable(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		// Whether it runs is not known. It stays created: a repeated start, or the shim's list, will tell.

@@ -8,6 +8,9 @@ import (
 // Root is the directory below which everything lies, images and writable layers.
 func (s *Store) Root() string { return s.config.Root }
 
+// SnapshotKey is the name in the snapshotter of the writable layer named key.
+func SnapshotKey(key string) string { return keyPrefix + key }
+
 // Usage measures the writable layer named key: the bytes and inodes that it takes on disk. It walks the layer, which takes as
 // long as that is large. errdefs.ErrNotFound when there is none.
 func (s *Store) Usage(ctx context.Context, key string) (bytes, inodes uint64, err error) {
