@@ -242,6 +242,10 @@ func (r *reader) leave() {
 	}
 }
 
+// wholeBelow is how short a read must be to be the last one: the kernel ends one early only where the next record does not fit
+// into its page (fs/seq_file.c), and no record of these files is that long. Asking for the end would cost a call for each file.
+const wholeBelow = 2048
+
 // file is the content of a file; nil when there is none, which is no error: a controller may not be enabled, and a
 // cgroup may go at any time.
 func (r *reader) file(name string) ([]byte, error) {
@@ -261,10 +265,11 @@ func (r *reader) file(name string) ([]byte, error) {
 			continue
 		case err != nil:
 			return nil, absent(name, err)
-		case m == 0:
-			return r.buffer[:n], nil
 		}
 		n += m
+		if m < wholeBelow && n < len(r.buffer) {
+			return r.buffer[:n], nil
+		}
 	}
 }
 
