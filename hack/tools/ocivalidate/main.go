@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -165,7 +166,17 @@ func validate(ctx context.Context, cache, name, runtime string) (verdict, error)
 	defer cancel()
 	cmd := exec.CommandContext(limited, filepath.Join(cache, name))
 	cmd.Dir = cache
-	cmd.Env = append(os.Environ(), "RUNTIME="+runtime)
+	// What a runtime leaves, mounts or files, goes with the namespace and the directory.
+	dir, err := os.MkdirTemp("", "ocivalidate")
+	if err != nil {
+		return verdict{}, err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // containers' users look in here
+		return verdict{}, err
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.Env = append(os.Environ(), "RUNTIME="+runtime, "TMPDIR="+dir)
 	cmd.WaitDelay = 5 * time.Second
 	out, err := os.CreateTemp("", "tap") // a pipe would be held open by containers
 	if err != nil {
