@@ -66,6 +66,9 @@ func (s *runtimeService) RestorePod(ctx context.Context, r *runtime.RestorePodRe
 	if err != nil {
 		return nil, err
 	}
+	if err := checkHandler(s.engine, "runtime_handler", r.GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	pod, err := podOf(r.GetConfig(), r.GetRuntimeHandler())
 	if err != nil {
 		return nil, err

@@ -96,6 +96,9 @@ func containerSecurity(context *runtime.LinuxContainerSecurityContext, pod spec.
 		if s.Namespaces, err = namespacesOf(at+".namespace_options", options); err != nil {
 			return spec.Security{}, err
 		}
+		if err := sharedAsPod(at+".namespace_options", s.Namespaces, pod); err != nil {
+			return spec.Security{}, err
+		}
 		err = sameUserNamespace(at+".namespace_options.userns_options", options.GetUsernsOptions(), pod.User)
 	} else {
 		s.Namespaces = pod
@@ -201,6 +204,17 @@ func profileOf(field string, profile *runtime.SecurityProfile, old string, isPat
 		return spec.Profile{}, invalid(field+".localhost_ref", "%q is not an absolute path", p.Path)
 	}
 	return p, nil
+}
+
+// sharedAsPod refuses the node's network or ipc namespace in a pod that has its own: they are all its containers'. The other
+// way round nothing is refused: POD is what a client sends that says nothing.
+func sharedAsPod(at string, own, pod spec.Namespaces) error {
+	for field, modes := range map[string][2]spec.Mode{"network": {own.Network, pod.Network}, "ipc": {own.IPC, pod.IPC}} {
+		if modes[0] == spec.ModeNode && modes[1] != spec.ModeNode {
+			return invalid(at+"."+field, "NODE, but the pod has a namespace of its own; ask for NODE in the pod")
+		}
+	}
+	return nil
 }
 
 var modes = map[runtime.NamespaceMode]spec.Mode{

@@ -243,6 +243,12 @@ func TestContainerErrors(t *testing.T) {
 			//lint:ignore SA1019 clients may still send the deprecated field
 			s.ApparmorProfile = "tight"
 		}),
+		context + "namespace_options.network": security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+		}),
+		context + "namespace_options.ipc": security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.NamespaceOptions.Ipc = runtime.NamespaceMode_NODE
+		}),
 		context + "namespace_options.target_id": security(func(s *runtime.LinuxContainerSecurityContext) {
 			s.NamespaceOptions.Pid = runtime.NamespaceMode_TARGET
 		}),

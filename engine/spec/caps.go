@@ -31,7 +31,7 @@ func (b *builder) capabilities(s *specs.Spec) error {
 	if err != nil {
 		return err
 	}
-	ambient, all, err := capNames("capAmbient", security.CapAmbient)
+	ambient, all, err := capNames("add_ambient_capabilities", security.CapAmbient)
 	if err != nil {
 		return err
 	}
@@ -57,11 +57,11 @@ func (b *builder) bounding(security Security) ([]string, error) {
 	if security.Privileged {
 		return slices.Clone(b.in.Host.Capabilities), nil
 	}
-	add, addAll, err := capNames("capAdd", security.CapAdd)
+	add, addAll, err := capNames("add_capabilities", security.CapAdd)
 	if err != nil {
 		return nil, err
 	}
-	drop, dropAll, err := capNames("capDrop", security.CapDrop)
+	drop, dropAll, err := capNames("drop_capabilities", security.CapDrop)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,8 @@ var roles = map[string]func(args []string) int{
 	"role-attack":  roleAttack,
 	"role-stopper": roleStopper,
 	"role-plugin":  rolePlugin,
+
+	"role-datagrams": roleDatagrams,
 }
 
 // roleWrite INTERVAL [LINES [CODE]] writes a numbered line every INTERVAL, ends with CODE after LINES of them, and with
