@@ -115,8 +115,8 @@ func (b *builder) labels(s *specs.Spec) error {
 func (b *builder) relabel() error {
 	for _, m := range b.in.Container.Mounts {
 		if m.SELinuxRelabel {
-			return fmt.Errorf("mount at %s asks for selinux_relabel, which this engine does not do: label %s before, and leave it out: %w",
-				m.Target, m.Source, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("mount at %s asks for selinux_relabel, which this engine does not do: label its files before, and leave it out: %w",
+				m.Target, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

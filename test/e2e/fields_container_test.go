@@ -219,7 +219,7 @@ func TestLimits(t *testing.T) {
 	}
 	c := p.run(t, command("sleep", "1000"), resources(asked))
 	path := c.cgroup(t)
-	want := limits{strconv.Itoa(64 << 20), "25000 50000", weight("300", "12"), "0"}
+	want := limits{strconv.Itoa(64 << 20), "25000 50000", weight("300", "39"), "0"}
 	if got := limitsOf(t, path); got != want {
 		t.Errorf("limits are %+v, want %+v", got, want)
 	}
