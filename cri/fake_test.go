@@ -90,6 +90,10 @@ func (*fakeRootfs) ReadFile(context.Context, string, string, int64) ([]byte, err
 func (*fakeRootfs) Prepare(context.Context, string, string) ([]mount.Mount, error) {
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=/u", "workdir=/w"}}}, nil
 }
+func (*fakeRootfs) Scratch(context.Context, string, int, string, string) (mount.Mount, error) {
+	return mount.Mount{Type: "bind", Source: "/l"}, nil
+}
+
 func (*fakeRootfs) Volume(context.Context, string, int, string, string) (mount.Mount, error) {
 	return mount.Mount{Type: "bind", Source: "/l"}, nil
 }

@@ -236,6 +236,9 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord
 	if err := e.mountVolumes(ctx, &c); err != nil {
 		return made, err
 	}
+	if in.Volumes, err = e.scratchVolumes(ctx, &pod.Pod, &c, image); err != nil {
+		return made, err
+	}
 	if err := e.resolveHost(&in); err != nil {
 		return made, err
 	}

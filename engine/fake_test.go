@@ -198,6 +198,10 @@ func (f fakeRootfs) Prepare(_ context.Context, key, _ string) ([]mount.Mount, er
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l", "upperdir=/u", "workdir=/w"}}}, answer(nil)
 }
 
+func (f fakeRootfs) Scratch(context.Context, string, int, string, string) (mount.Mount, error) {
+	return mount.Mount{Type: "bind", Source: "/l"}, nil
+}
+
 func (f fakeRootfs) Volume(_ context.Context, key string, _ int, _, _ string) (mount.Mount, error) {
 	answer, err := f.enter("Volume")
 	if err != nil {

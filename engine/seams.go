@@ -35,6 +35,9 @@ type Rootfs interface {
 	// Volume says how to mount a path of an image read-only, "" for all of it. The image stays until Release of the key; number tells
 	// several volumes of a key apart. ErrInvalidArgument when the image has no such path. Repeated it answers as before.
 	Volume(ctx context.Context, key string, number int, imageID, path string) (mount.Mount, error)
+	// Scratch says how to mount a writable copy of a directory of an image, which need not be there. It lasts until Release of the key;
+	// number is one that Volume does not have. Repeated it answers as before.
+	Scratch(ctx context.Context, key string, number int, imageID, path string) (mount.Mount, error)
 	// Release removes the writable layer and lets go of the volumes. An unknown key is no error.
 	Release(ctx context.Context, key string) error
 	// Usage measures the writable layer: the bytes and inodes that it takes on disk. It may take as long as the layer is large.

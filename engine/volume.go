@@ -3,7 +3,14 @@ package engine
 import (
 	"context"
 	"fmt"
+	"maps"
+	"os"
+	"path"
 	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/engine/spec"
 )
@@ -30,6 +37,61 @@ func (e *Engine) mountVolumes(ctx context.Context, c *spec.Container) error {
 		m.Source, m.Image.Type, m.Image.Options = how.Source, how.Type, how.Options
 		return nil
 	})
+}
+
+// scratchVolumes are the volumes that the image itself asks for, in which it is written to whatever the root is, unless something is
+// mounted there.
+func (e *Engine) scratchVolumes(ctx context.Context, pod *spec.Pod, c *spec.Container, image Image) ([]specs.Mount, error) {
+	if len(image.Config.Volumes) == 0 {
+		return nil, nil
+	}
+	taken := map[string]bool{}
+	number := 0
+	for _, m := range c.Mounts {
+		taken[path.Clean(m.Target)] = true
+		if m.Image != nil {
+			number++
+		}
+	}
+	var all []specs.Mount
+	for _, volume := range slices.Sorted(maps.Keys(image.Config.Volumes)) {
+		target := path.Join("/", volume)
+		if target == "/" || taken[target] {
+			continue
+		}
+		taken[target] = true
+		how, err := e.cfg.Rootfs.Scratch(ctx, c.ID, number, image.ID, target)
+		if err != nil {
+			return nil, err
+		}
+		number++
+		if err := ownUpper(pod, how.Options); err != nil {
+			return nil, fmt.Errorf("volume %s of the image: %w", volume, err)
+		}
+		all = append(all, specs.Mount{Destination: target, Type: how.Type, Source: how.Source, Options: how.Options})
+	}
+	return all, nil
+}
+
+// ownUpper gives the upper directory of an overlay, which has the owner that the image says and cannot be idmapped, to who that is in
+// the pod's user namespace.
+func ownUpper(pod *spec.Pod, options []string) error {
+	if pod.Security.Namespaces.User == nil {
+		return nil
+	}
+	for _, o := range options {
+		dir, ok := strings.CutPrefix(o, "upperdir=")
+		if !ok {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: dir, Err: err}
+		}
+		uid, gid := pod.Outside(st.Uid, st.Gid)
+		return os.Lchown(dir, uid, gid)
+	}
+	return nil
 }
 
 // changeVolumes changes copies of the mounts that are images, which are numbered from 0. Without any nothing is copied.

@@ -17,6 +17,8 @@ type Input struct {
 	// Netns is the path of the pod's network namespace; unused when the pod is in the host's.
 	Netns string
 	Files Files
+	// Volumes are mounts that the image asks for itself.
+	Volumes []specs.Mount
 	// Devices are Container.Devices as the host has them.
 	Devices []ResolvedDevice
 	// CgroupsPath is where the container's processes go, as linux.cgroupsPath of the OCI spec.

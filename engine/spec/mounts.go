@@ -117,6 +117,11 @@ func (b *builder) askedMounts(s *specs.Spec) ([]specs.Mount, error) {
 		}
 		mounts = append(mounts, mount)
 	}
+	for _, m := range b.in.Volumes {
+		if !seen[m.Destination] {
+			mounts = append(mounts, b.ownedVolume(m))
+		}
+	}
 	slices.SortStableFunc(mounts, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
@@ -169,6 +174,14 @@ func bindMount(m Mount) (specs.Mount, error) {
 	return specs.Mount{
 		Destination: target, Type: "bind", Source: m.Source, Options: options, UIDMappings: ociMappings(m.UIDs), GIDMappings: ociMappings(m.GIDs),
 	}, nil
+}
+
+// ownedVolume is a volume of the image's own, with owners as in the pod's user namespace.
+func (b *builder) ownedVolume(m specs.Mount) specs.Mount {
+	if u := b.in.Pod.Security.Namespaces.User; u != nil && m.Type == "bind" {
+		m.UIDMappings, m.GIDMappings = ociMappings(u.UIDs), ociMappings(u.GIDs)
+	}
+	return m
 }
 
 // imageMount mounts an image as the engine found it: by a bind, or by an overlay of its layers.

@@ -8,12 +8,15 @@ import (
 )
 
 // Root is who root in the pod is on the host: 0, or as its user namespace says.
-func (p *Pod) Root() (uid, gid int) {
+func (p *Pod) Root() (uid, gid int) { return p.Outside(0, 0) }
+
+// Outside is who a user and a group of the pod are on the host.
+func (p *Pod) Outside(uid, gid uint32) (int, int) {
 	u := p.Security.Namespaces.User
 	if u == nil {
-		return 0, 0
+		return int(uid), int(gid)
 	}
-	return outside(0, u.UIDs), outside(0, u.GIDs)
+	return outside(uid, u.UIDs), outside(gid, u.GIDs)
 }
 
 func outside(id uint32, mappings []IDMapping) int {

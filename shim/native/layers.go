@@ -1,26 +1,22 @@
 package native
 
 import (
-	"fmt"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/native/plan"
 )
 
-// layers mounts an overlay of directories that are only read, such as an image's.
+// layers mounts an overlay, such as an image or a writable copy of a directory of one.
 func (c *compiler) layers(m *specs.Mount) error {
 	o, err := parseOverlay(m.Options)
 	if err != nil {
 		return err
 	}
-	if o.upper != "" {
-		return fmt.Errorf("an overlay with an upperdir is for the root filesystem only: %w", errdefs.ErrNotImplemented)
-	}
 	c.mapLayers(o)
+	c.forgetVolatile(o)
 	tree := c.Reg()
 	if c.in.host.LowerdirPlus && o.fitsFsconfig() {
 		fs := c.Reg()
@@ -28,10 +24,14 @@ func (c *compiler) layers(m *specs.Mount) error {
 		for _, d := range o.lower {
 			c.FsconfigString(fs, "lowerdir+", d)
 		}
+		if o.upper != "" {
+			c.FsconfigString(fs, "upperdir", o.upper)
+			c.FsconfigString(fs, "workdir", o.work)
+		}
 		if err := c.configure(fs, o.other); err != nil {
 			return err
 		}
-		c.Fsmount(tree, fs, o.set|unix.MOUNT_ATTR_RDONLY)
+		c.Fsmount(tree, fs, o.set)
 		c.Close(fs)
 		c.attach(tree, m.Destination, true)
 		return nil
@@ -42,9 +42,9 @@ func (c *compiler) layers(m *specs.Mount) error {
 	}
 	// It lies over a directory of the host, in the stage's mount namespace, until it was copied.
 	c.Chdir(common)
-	c.Mount("overlay", o.place(), "overlay", unix.MS_RDONLY, text)
+	c.Mount("overlay", o.place(), "overlay", 0, text)
 	c.OpenTree(tree, plan.Cwd, o.place(), unix.OPEN_TREE_CLONE)
-	c.MountSetattr(tree, 0, o.set|unix.MOUNT_ATTR_RDONLY, 0, unix.MS_PRIVATE)
+	c.MountSetattr(tree, 0, o.set, 0, unix.MS_PRIVATE)
 	c.Umount(o.place())
 	c.Chdir("/")
 	c.attach(tree, m.Destination, true)

@@ -126,7 +126,8 @@ func TestPlans(t *testing.T) {
 		},
 		"create-layers-old-kernel": func() (*built, error) {
 			in := goldenInput(goldenSpec(), oldKernel)
-			in.spec.Mounts = []specs.Mount{layersMount}
+			in.spec.Mounts = []specs.Mount{layersMount, {Destination: "/scratch", Type: "overlay", Source: "overlay",
+				Options: []string{"workdir=/l/active/8/work", "upperdir=/l/active/8/fs", "lowerdir=/l/layers/2/x", "index=off", "volatile"}}}
 			return compileCreate(in)
 		},
 		"exec-user": func() (*built, error) {

@@ -39,6 +39,9 @@ func (c *compiler) rootfs() error {
 			return fmt.Errorf("root: %w", err)
 		}
 		c.mapLayers(o)
+		if c.inUser() && o.upper != "" { // it cannot be mapped
+			c.Fchownat(plan.Cwd, o.upper, c.hostUID(0), c.hostGID(0))
+		}
 		if err := c.overlay(o); err != nil {
 			return err
 		}
@@ -166,12 +169,7 @@ func (o *overlayOptions) fitsFsconfig() bool {
 }
 
 func (c *compiler) overlay(o overlayOptions) error {
-	if slices.Contains(o.other, "volatile") {
-		// The mark that an earlier, failed start of this boot left. Of another boot there is no container (docs/on-disk.md).
-		mark := o.work + "/work/incompat/volatile"
-		c.SimpleOr([]plan.Option{plan.Accept(unix.ENOENT)}, unix.SYS_UNLINKAT, "unlinkat", plan.Cwd, mark+"/dirty", 0)
-		c.SimpleOr([]plan.Option{plan.Accept(unix.ENOENT)}, unix.SYS_UNLINKAT, "unlinkat", plan.Cwd, mark, unix.AT_REMOVEDIR)
-	}
+	c.forgetVolatile(o)
 	if !c.in.host.LowerdirPlus || !o.fitsFsconfig() {
 		return c.classicOverlay(o)
 	}
@@ -191,6 +189,16 @@ func (c *compiler) overlay(o overlayOptions) error {
 	c.Close(fs)
 	c.place(c.root, c.rootPlace(o.place()))
 	return nil
+}
+
+// forgetVolatile removes the mark by which overlayfs refuses a volatile upper directory that was mounted before.
+func (c *compiler) forgetVolatile(o overlayOptions) {
+	if slices.Contains(o.other, "volatile") {
+		// The mark that an earlier, failed start of this boot left. Of another boot there is no container (docs/on-disk.md).
+		mark := o.work + "/work/incompat/volatile"
+		c.SimpleOr([]plan.Option{plan.Accept(unix.ENOENT)}, unix.SYS_UNLINKAT, "unlinkat", plan.Cwd, mark+"/dirty", 0)
+		c.SimpleOr([]plan.Option{plan.Accept(unix.ENOENT)}, unix.SYS_UNLINKAT, "unlinkat", plan.Cwd, mark, unix.AT_REMOVEDIR)
+	}
 }
 
 // classicOverlay is for kernels that take the layers only in one string of a page: paths are relative to the directory

@@ -68,7 +68,7 @@ func (c *compiler) privileges() uint64 {
 }
 
 // mapLayers lays over each layer, in the stage's mount namespace, a copy of it whose owners are those of the user namespace
-// (Linux 5.19). The upper directory cannot be mapped: it belongs to the container's root.
+// (Linux 5.19).
 func (c *compiler) mapLayers(o overlayOptions) {
 	if !c.inUser() {
 		return
@@ -86,9 +86,6 @@ func (c *compiler) mapLayers(o overlayOptions) {
 		c.MountIdmap(tree, 0, c.in.userns)
 		c.place(tree, d)
 		c.Close(tree)
-	}
-	if o.upper != "" {
-		c.Fchownat(plan.Cwd, o.upper, c.hostUID(0), c.hostGID(0))
 	}
 }
 
