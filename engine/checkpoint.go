@@ -128,6 +128,9 @@ func (e *Engine) checkpointable(id string) (containerRecord, error) {
 	if record.State != running {
 		return record, fmt.Errorf("it is %s: only one that runs can be checkpointed: %w", record.State, errdefs.ErrFailedPrecondition)
 	}
+	if pod, _ := e.podRecord(record.Container.PodID); pod.Pod.Security.Namespaces.User != nil {
+		return record, fmt.Errorf("its pod has a user namespace, which cannot be restored: %w", errdefs.ErrFailedPrecondition)
+	}
 	return record, nil
 }
 

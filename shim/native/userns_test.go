@@ -247,3 +247,31 @@ func TestMapRange(t *testing.T) {
 		}
 	}
 }
+
+// TestScratchOverlay has a writable overlay, such as an image's own volume, with the owner that the image says.
+func TestScratchOverlay(t *testing.T) {
+	r := newRuntime(t)
+	dir := t.TempDir()
+	for _, d := range []string{"lower", "upper", "work"} {
+		if err := os.Mkdir(dir+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile(dir+"/lower/written", nil, 0o600), os.Chown(dir+"/lower/written", 5, 6), os.Chown(dir+"/upper", 100005, 200006)); err != nil {
+		t.Fatal(err)
+	}
+	spec := userSpec("owners", "/mapped", "/mapped/written")
+	spec.Root.Readonly = true
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/mapped", Type: "overlay", Source: "overlay", Options: []string{
+		"workdir=" + dir + "/work", "upperdir=" + dir + "/upper", "lowerdir=" + dir + "/lower", "index=off", "volatile",
+	}})
+	for range 2 { // what a volatile overlay leaves is no obstacle
+		p, out, w := create(t, r, Config{ID: "x", Spec: spec, Rootfs: rootfs(t), Cgroup: group(t)})
+		text, code := finish(t, p, out, w)
+		for _, want := range []string{"/mapped 5:6", "/mapped/written 5:6", "open /written: read-only file system"} {
+			if code != 0 || !strings.Contains(text, want+"\n") {
+				t.Errorf("code %d, no %q in:\n%s", code, want, text)
+			}
+		}
+	}
+}
