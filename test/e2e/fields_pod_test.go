@@ -54,7 +54,7 @@ func TestPodAsAsked(t *testing.T) {
 	if s.Status.Metadata.Attempt != 2 || s.Status.Annotations["annotation"] != "a" || s.Status.Metadata.Uid != p.config.Metadata.Uid {
 		t.Errorf("the status is %v", s.Status)
 	}
-	if !strings.Contains(s.Info["config"], "tcp_keepalive_time") {
+	if !strings.Contains(s.Info["info"], "tcp_keepalive_time") {
 		t.Errorf("a verbose status says %q", s.Info)
 	}
 	if _, err := net.LookupHost(s.Status.Network.Ip); err != nil {
@@ -186,21 +186,23 @@ func TestPodSecurity(t *testing.T) {
 		t.Fatal(err)
 	}
 	var kept struct {
-		Security struct {
-			RunAsUser, RunAsGroup *int64
-			SupplementalGroups    []int64
-			Seccomp, AppArmor     struct{ Kind string }
+		Config struct {
+			Security struct {
+				RunAsUser, RunAsGroup *int64
+				SupplementalGroups    []int64
+				Seccomp, AppArmor     struct{ Kind string }
 
-			ReadonlyRootfs, SupplementalStrict bool
+				ReadonlyRootfs, SupplementalStrict bool
+			}
 		}
 	}
-	if err := json.Unmarshal([]byte(s.Info["config"]), &kept); err != nil {
-		t.Fatalf("info of a verbose status: %v in %q", err, s.Info["config"])
+	if err := json.Unmarshal([]byte(s.Info["info"]), &kept); err != nil {
+		t.Fatalf("info of a verbose status: %v in %q", err, s.Info["info"])
 	}
-	k := kept.Security
+	k := kept.Config.Security
 	if k.RunAsUser == nil || *k.RunAsUser != 11 || k.RunAsGroup == nil || *k.RunAsGroup != 22 || len(k.SupplementalGroups) != 1 ||
 		!k.SupplementalStrict || !k.ReadonlyRootfs || k.Seccomp.Kind != "unconfined" || k.AppArmor.Kind != "unconfined" {
-		t.Errorf("the pod is kept as %s", s.Info["config"])
+		t.Errorf("the pod is kept as %s", s.Info["info"])
 	}
 	for field, change := range map[string]func(*runtimev1.LinuxSandboxSecurityContext){
 		"run_as_user":                func(s *runtimev1.LinuxSandboxSecurityContext) { s.RunAsUser = &runtimev1.Int64Value{Value: -1} },

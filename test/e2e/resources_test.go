@@ -26,8 +26,12 @@ func (c *container) info(t testing.TB, key string, value any) {
 	if err != nil {
 		t.Fatalf("ContainerStatus: %v", err)
 	}
-	if err := json.Unmarshal([]byte(r.Info[key]), value); err != nil {
-		t.Fatalf("info %s: %q: %v", key, r.Info[key], err)
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(r.Info["info"]), &all); err != nil {
+		t.Fatalf("info %q: %v", r.Info, err)
+	}
+	if err := json.Unmarshal(all[key], value); err != nil {
+		t.Fatalf("info %s: %q: %v", key, all[key], err)
 	}
 }
 
