@@ -55,7 +55,8 @@ func hooksOf(spec *specs.Spec, kind HookKind) []specs.Hook {
 	}
 	switch kind {
 	case Prestart:
-		return h.Prestart //nolint:staticcheck // deprecated, but not gone from specs
+		//lint:ignore SA1019 deprecated, but not gone from specs
+		return h.Prestart
 	case CreateRuntime:
 		return h.CreateRuntime
 	case CreateContainer:

@@ -56,6 +56,7 @@ func hookedSpec(t *testing.T) (spec *specs.Spec, bundle string, mount *Mount) {
 	inRoot := hookScript(t, bundle, "createContainer")
 	inRoot.Args[2] += fmt.Sprintf("; { cat etc/plain; echo; } >>%s/log; echo made >%s/rootfs/etc/made", bundle, bundle)
 	spec.Hooks = &specs.Hooks{
+		//lint:ignore SA1019 deprecated, but not gone from specs
 		Prestart:        []specs.Hook{hookScript(t, bundle, "prestart")},
 		CreateRuntime:   []specs.Hook{hookScript(t, bundle, "createRuntime"), hookScript(t, bundle, "createRuntime2")},
 		CreateContainer: []specs.Hook{inRoot},
@@ -238,7 +239,8 @@ func hooksWith(kind HookKind, h specs.Hook) *specs.Hooks {
 	list := []specs.Hook{h}
 	switch kind {
 	case Prestart:
-		return &specs.Hooks{Prestart: list} //nolint:staticcheck // deprecated, but not gone from specs
+		//lint:ignore SA1019 deprecated, but not gone from specs
+		return &specs.Hooks{Prestart: list}
 	case CreateRuntime:
 		return &specs.Hooks{CreateRuntime: list}
 	case CreateContainer:

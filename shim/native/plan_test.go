@@ -194,7 +194,8 @@ func TestPlans(t *testing.T) {
 func everyHook() *specs.Hooks {
 	seconds := 5
 	list := []specs.Hook{{Path: "/usr/bin/hook", Args: []string{"hook", "arg"}, Env: []string{"A=b"}, Timeout: &seconds}}
-	return &specs.Hooks{Prestart: list, CreateRuntime: list, CreateContainer: list, StartContainer: list, Poststart: list, Poststop: list} //nolint:staticcheck // deprecated, but not gone from specs
+	//lint:ignore SA1019 deprecated, but not gone from specs
+	return &specs.Hooks{Prestart: list, CreateRuntime: list, CreateContainer: list, StartContainer: list, Poststart: list, Poststop: list}
 }
 
 // A compiler never panics, and what it accepts can be encoded, whatever the spec says.

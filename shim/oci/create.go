@@ -202,11 +202,13 @@ func (c *container) gate() (*native.Gate, error) {
 // withoutKernelMemory takes limits away that no kernel has had since 5.16 and that others' configurations still carry.
 func (a *app) withoutKernelMemory(spec *specs.Spec) {
 	r := spec.Linux.Resources
-	if r == nil || r.Memory == nil || r.Memory.Kernel == nil && r.Memory.KernelTCP == nil { //nolint:staticcheck // deprecated, but not gone from specs
+	//lint:ignore SA1019 deprecated, but not gone from specs
+	if r == nil || r.Memory == nil || r.Memory.Kernel == nil && r.Memory.KernelTCP == nil {
 		return
 	}
 	a.warn("linux.resources.memory: kernel and kernelTCP are ignored, the kernel has had no such limits since 5.16")
-	r.Memory.Kernel, r.Memory.KernelTCP = nil, nil //nolint:staticcheck // the same
+	//lint:ignore SA1019 deprecated, but not gone from specs
+	r.Memory.Kernel, r.Memory.KernelTCP = nil, nil
 }
 
 // giveStdio makes the process's user the owner of its standard streams, so that it can open /dev/stdout anew.
