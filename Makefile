@@ -27,11 +27,11 @@ build: ## static programs in bin/
 prepare:
 	hack/ci/prepare
 
-test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, fuzz, vm-test (as root, 20-40 min)
-	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk fuzz vm-test
+test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, critest, fuzz, vm-test (as root, 20-40 min)
+	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk critest fuzz vm-test
 
 full: FUZZTIME = 2m
-full: test e2e-runc bench ## test with longer fuzzing, the daemon's tests through runc, and bench
+full: test e2e-runc critest kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
 
 unit: ## tests of the packages (as root)
 	$(GO) run ./hack/ci unit
