@@ -20,23 +20,24 @@ var errEOF = io.EOF
 
 // input is all that a plan depends on. Compiling it is pure: the same input gives the same plan.
 type input struct {
-	spec       *specs.Spec
-	process    *specs.Process
-	host       Host
-	rootfs     *Mount
-	joined     map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
-	shm        int                              // the descriptor of the pod's shared memory; 0: none
-	proc       int                              // the descriptor of the pod's proc; 0: none
-	target     int                              // exec: the descriptor of the container's pidfd
-	program    string                           // what is executed, when it is not the first argument
-	gate       bool                             // the first two of stage.Extra are a Gate
-	hostMounts bool                             // a spec without a mount namespace is taken
-	rootAt     string                           // where hooks look for the root filesystem; "": there are none that do
-	userns     int                              // the descriptor of the container's user namespace; 0: none
-	idmaps     map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
-	tasks      []string                         // files of v1 cgroups to join
-	unified    string                           // directory of the v2 cgroup, which the stage is born in
-	filter     *seccomp.Program
+	spec        *specs.Spec
+	process     *specs.Process
+	host        Host
+	rootfs      *Mount
+	joined      map[specs.LinuxNamespaceType]int // namespace -> descriptor of the stage
+	shm         int                              // the descriptor of the pod's shared memory; 0: none
+	proc        int                              // the descriptor of the pod's proc; 0: none
+	target      int                              // exec: the descriptor of the container's pidfd
+	program     string                           // what is executed, when it is not the first argument
+	gate        bool                             // the first two of stage.Extra are a Gate
+	keepKeyring bool                             // leave the session keyring as it is
+	hostMounts  bool                             // a spec without a mount namespace is taken
+	rootAt      string                           // where hooks look for the root filesystem; "": there are none that do
+	userns      int                              // the descriptor of the container's user namespace; 0: none
+	idmaps      map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
+	tasks       []string                         // files of v1 cgroups to join
+	unified     string                           // directory of the v2 cgroup, which the stage is born in
+	filter      *seccomp.Program
 	// isDirectory says what kind of thing a bind's source is, which decides what is made for a missing target.
 	isDirectory func(path string) (bool, error)
 }
@@ -71,6 +72,7 @@ func compileCreate(in *input) (*built, error) {
 	c := &compiler{Plan: plan.New(), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args}
 	c.cgroups()
+	c.keyring()
 	c.host()
 	var err error
 	if b.cloneflags, err = c.namespaces(); err != nil {
@@ -100,6 +102,7 @@ func compileExec(in *input) (*built, error) {
 	c := &compiler{Plan: plan.New(), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args, forks: c.namespaceOf(specs.PIDNamespace) != nil}
 	c.cgroups()
+	c.keyring()
 	c.host()
 	c.At("linux.namespaces")
 	flags := unix.CLONE_NEWNS // a user namespace comes later (keepUser, enterUser)
@@ -128,6 +131,15 @@ func (c *compiler) cgroups() {
 		c.WriteString(fd, "0")
 		c.Close(fd)
 	}
+}
+
+// keyring gives the process a session keyring of its own. It would otherwise hold the keys of whoever started the shim.
+func (c *compiler) keyring() {
+	if c.in.keepKeyring {
+		return
+	}
+	c.At("session keyring")
+	c.SimpleOr([]plan.Option{plan.Accept(unix.ENOSYS)}, unix.SYS_KEYCTL, "keyctl", unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 }
 
 // host does what is written to the host's /proc, before anything of the container's could lie over it.

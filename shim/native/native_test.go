@@ -45,6 +45,7 @@ type view struct {
 	Terminal              bool
 	Cgroup                string
 	MountsBelowSysWritten string
+	SessionKeyring        int
 	Namespaces            map[string]string
 }
 
@@ -132,6 +133,7 @@ func printView(files []string) int {
 	v.Cgroup = string(group)
 	_, err := unix.IoctlGetTermios(0, unix.TCGETS)
 	v.Terminal = err == nil
+	v.SessionKeyring, _ = unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
 	_ = json.NewEncoder(os.Stdout).Encode(v)
 	return 0
 }
@@ -302,6 +304,9 @@ func TestContainerSeesWhatTheSpecSays(t *testing.T) {
 	check("env", v.Env, "[PATH=/usr/bin:/bin A=b]")
 	check("cwd", v.Cwd, "/made/for/it")
 	check("hostname", v.Hostname, "box")
+	if ours, _ := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false); v.SessionKeyring <= 0 || v.SessionKeyring == ours {
+		t.Errorf("session keyring %d, and ours is %d", v.SessionKeyring, ours)
+	}
 	check("ids", []any{v.UID, v.GID, v.Groups}, "[1000 1001 [7 8]]")
 	check("pid", []int{v.PidOne, v.Parent}, "[1 0]")
 	check("bounding set", v.Status["CapBnd"], "0000000000000421")

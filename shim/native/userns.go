@@ -16,7 +16,7 @@ import (
 
 // A container with a user namespace is made by a stage that stays in the host's until all is mounted: it needs the host's
 // privileges for that, and what it has mounted is locked for the container, which gets a copy of the mount namespace that its
-// user namespace owns. See docs/adr/0009-user-namespaces.md.
+// user namespace owns. See docs/adr/0011-user-namespaces.md.
 
 var errSharedInUser = fmt.Errorf("shared propagation: out of a mount namespace that a user namespace owns no mount is passed on: %w", errdefs.ErrInvalidArgument)
 

@@ -145,7 +145,7 @@ func (a *app) make(c *container, spec *specs.Spec, bundle string, o creation) (*
 	}
 	defer gate.Start.Close()
 	defer gate.Report.Close()
-	config := native.Config{ID: c.ID, Spec: spec, Bundle: bundle, Cgroup: g, Gate: gate, HostMounts: c.Mounts > 0, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	config := native.Config{ID: c.ID, Spec: spec, Bundle: bundle, Cgroup: g, Gate: gate, HostMounts: c.Mounts > 0, KeepKeyring: o.noKeyring, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	giveStdio(spec, spec.Process)
 	p, err := r.Create(a.ctx, config)
 	if err != nil {
