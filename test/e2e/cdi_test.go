@@ -62,11 +62,11 @@ devices:
     containerEdits:
       hooks:
         - hookName: createContainer
-          path: /bin/sh
-          args: [sh, -c, "cat >/tmp/state && readlink /proc/self/ns/mnt >/tmp/mnt && echo $TOY >>/tmp/mnt"]
-          env: ["PATH=/bin:/usr/bin", TOY=hooked]
+          path: %[2]s
+          args: [hook, role-hook, /tmp/]
+          env: [TOY=hooked]
           timeout: 10
-`, share),
+`, share, thisProgram(t)),
 		"broken.json": `{"cdiVersion": "0.6.0", `,
 	}
 	for name, text := range files {
@@ -115,7 +115,7 @@ func TestCDIHook(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(strings.NewReplacer(">/tmp/", ">"+out+"/").Replace(string(text))), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(strings.NewReplacer("role-hook, /tmp/", "role-hook, "+out).Replace(string(text))), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	c := n.runPod(t).run(t, shell("readlink /proc/self/ns/mnt"), cdiDevices("vendor.com/toy=hooked"))

@@ -107,17 +107,17 @@ func TestNRIAdjustsContainer(t *testing.T) {
 
 func TestNRIHook(t *testing.T) {
 	n := sharedNode(t)
-	out := filepath.Join(t.TempDir(), "out")
+	out := t.TempDir()
 	n.join(t, &plugin{create: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
-		a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >" + out}}}})
+		a.AddHooks(&api.Hooks{CreateRuntime: []*api.Hook{{Path: thisProgram(t), Args: []string{"hook", "role-hook", out}}}})
 		return a, nil, nil
 	}})
 	c := n.runPod(t).run(t, command("true"))
 	if s := c.wait(t, callTimeout); s.ExitCode != 0 {
 		t.Errorf("the container is %v", s)
 	}
-	if state, err := os.ReadFile(out); err != nil || !strings.Contains(string(state), c.id) {
+	if state, err := os.ReadFile(filepath.Join(out, "state")); err != nil || !strings.Contains(string(state), c.id) {
 		t.Errorf("the hook was given %q, %v", state, err)
 	}
 }

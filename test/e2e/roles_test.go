@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -29,8 +31,34 @@ var roles = map[string]func(args []string) int{
 	"role-attack":  roleAttack,
 	"role-stopper": roleStopper,
 	"role-plugin":  rolePlugin,
+	"role-hook":    roleHook,
 
 	"role-datagrams": roleDatagrams,
+}
+
+// roleHook DIR is an OCI hook: it writes what it is given to DIR/state, and to DIR/mnt its mount namespace and $TOY.
+func roleHook(args []string) int {
+	state, err := io.ReadAll(os.Stdin)
+	if err == nil {
+		err = os.WriteFile(args[0]+"/state", state, 0o644)
+	}
+	mnt, linkErr := os.Readlink("/proc/self/ns/mnt")
+	err = errors.Join(err, linkErr, os.WriteFile(args[0]+"/mnt", []byte(mnt+"\n"+os.Getenv("TOY")+"\n"), 0o644))
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+// thisProgram is where a hook finds this program.
+func thisProgram(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // roleWrite INTERVAL [LINES [CODE]] writes a numbered line every INTERVAL, ends with CODE after LINES of them, and with
