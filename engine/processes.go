@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"os"
 	"strconv"
 	"strings"
@@ -9,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/internal/cgstat"
+	"github.com/criserver/criserver/internal/procstat"
 )
 
 // ProcessUsage is what the processes of a container have open.
@@ -50,19 +50,13 @@ func readProcesses(host *cgstat.Host, cgroupsPath string, init int) (*ProcessUsa
 	return u, nil
 }
 
-// threadsOf reads num_threads, the 18th field of stat after the name, which may hold anything (proc(5)).
+// threadsOf reads num_threads.
 func threadsOf(dir string) (uint64, bool) {
 	data, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return 0, false
 	}
-	_, rest, found := strings.Cut(string(data[max(0, bytes.LastIndexByte(data, ')')):]), " ")
-	fields := strings.Fields(rest)
-	const threads = 17 // counted from the state, the first field after the name
-	if !found || len(fields) <= threads {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(fields[threads], 10, 64)
+	n, err := strconv.ParseUint(procstat.Parse(data).Field(procstat.Threads), 10, 64)
 	return n, err == nil
 }
 

@@ -106,7 +106,7 @@ func (r *Runtime) newUserPod(ctx context.Context, c PodConfig) (*Pod, error) {
 		specs.NetworkNamespace: c.Network, specs.IPCNamespace: c.IPC, specs.UTSNamespace: c.UTS,
 	}}
 	for at, mappings := range map[string][]specs.LinuxIDMapping{"uids": c.User.UIDs, "gids": c.User.GIDs} {
-		if _, ok := mapID(0, mappings); !ok {
+		if _, ok := MapID(0, mappings); !ok {
 			return nil, fmt.Errorf("user namespace: %s: 0 is not mapped: %w", at, errdefs.ErrInvalidArgument)
 		}
 		if err := validateMappings("user namespace: "+at, mappings); err != nil {
@@ -180,8 +180,8 @@ func (r *Runtime) collect(pod *Pod, p *Process, b *built, c PodConfig) error {
 func (c *PodConfig) shmOptions() []string {
 	options := tmpfsOptions(fmt.Sprint(c.ShmSize))
 	if u := c.owner; u != nil {
-		uid, _ := mapID(0, u.UIDs)
-		gid, _ := mapID(0, u.GIDs)
+		uid, _ := MapID(0, u.UIDs)
+		gid, _ := MapID(0, u.GIDs)
 		options = append(options, fmt.Sprintf("uid=%d", uid), fmt.Sprintf("gid=%d", gid))
 	}
 	return options

@@ -46,7 +46,7 @@ func writeSysctls(c *compiler, sysctls map[string]string, owner *UserMappings, o
 				return fmt.Errorf("linux.sysctl %s: %w", key, err)
 			}
 		}
-		root, _ := mapID(0, owner.UIDs)
+		root, _ := MapID(0, owner.UIDs)
 		c.writeOwned(file, value, root)
 	}
 	return nil
@@ -117,8 +117,8 @@ func mapRange(value string, gids []specs.LinuxIDMapping) (string, error) {
 	if low > high {
 		return value, nil // the kernel's way to say none
 	}
-	first, ok := mapID(low, gids)
-	last, ok2 := mapID(high, gids)
+	first, ok := MapID(low, gids)
+	last, ok2 := MapID(high, gids)
 	if !ok || !ok2 || last < first || last-first != high-low {
 		return "", fmt.Errorf("%q is not within one range of linux.gidMappings: %w", value, errdefs.ErrInvalidArgument)
 	}

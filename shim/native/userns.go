@@ -27,16 +27,17 @@ func (c *compiler) inUser() bool {
 
 // hostUID and hostGID are what an id in the container is outside. An id that is not mapped is itself.
 func (c *compiler) hostUID(id uint32) uint32 {
-	outside, _ := mapID(id, c.in.spec.Linux.UIDMappings)
+	outside, _ := MapID(id, c.in.spec.Linux.UIDMappings)
 	return outside
 }
 
 func (c *compiler) hostGID(id uint32) uint32 {
-	outside, _ := mapID(id, c.in.spec.Linux.GIDMappings)
+	outside, _ := MapID(id, c.in.spec.Linux.GIDMappings)
 	return outside
 }
 
-func mapID(id uint32, mappings []specs.LinuxIDMapping) (outside uint32, mapped bool) {
+// MapID translates an id of a user namespace to the outside; one that has no mapping is answered as it is.
+func MapID(id uint32, mappings []specs.LinuxIDMapping) (outside uint32, mapped bool) {
 	for _, m := range mappings {
 		if id >= m.ContainerID && id-m.ContainerID < m.Size {
 			return m.HostID + id - m.ContainerID, true
@@ -50,10 +51,10 @@ func (c *compiler) hasIDs(uid, gid uint32) error {
 	if !c.inUser() {
 		return nil
 	}
-	if _, ok := mapID(uid, c.in.spec.Linux.UIDMappings); !ok {
+	if _, ok := MapID(uid, c.in.spec.Linux.UIDMappings); !ok {
 		return fmt.Errorf("uid %d is not in linux.uidMappings: %w", uid, errdefs.ErrInvalidArgument)
 	}
-	if _, ok := mapID(gid, c.in.spec.Linux.GIDMappings); !ok {
+	if _, ok := MapID(gid, c.in.spec.Linux.GIDMappings); !ok {
 		return fmt.Errorf("gid %d is not in linux.gidMappings: %w", gid, errdefs.ErrInvalidArgument)
 	}
 	return nil
@@ -228,12 +229,12 @@ func validateUser(spec *specs.Spec, p *specs.Process, asked bool) error {
 // validateRoot checks that root and the process's ids are mapped.
 func validateRoot(uids, gids []specs.LinuxIDMapping, user specs.User) error {
 	for _, id := range []uint32{0, user.UID} {
-		if _, ok := mapID(id, uids); !ok {
+		if _, ok := MapID(id, uids); !ok {
 			return fmt.Errorf("linux.uidMappings: uid %d is not mapped: %w", id, errdefs.ErrInvalidArgument)
 		}
 	}
 	for _, id := range append([]uint32{0, user.GID}, user.AdditionalGids...) {
-		if _, ok := mapID(id, gids); !ok {
+		if _, ok := MapID(id, gids); !ok {
 			return fmt.Errorf("linux.gidMappings: gid %d is not mapped: %w", id, errdefs.ErrInvalidArgument)
 		}
 	}

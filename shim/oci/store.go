@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/internal/fsx"
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
 )
@@ -218,14 +219,10 @@ func (c *container) waits() bool {
 
 // procStat reads the state and the start time of a process (proc_pid_stat(5), fields 3 and 22).
 func procStat(pid int) (state string, start uint64, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	stat, err := procstat.Read(pid)
 	if err != nil {
 		return "", 0, err
 	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 {
-		return "", 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
-	}
-	start, err = strconv.ParseUint(fields[19], 10, 64)
-	return fields[0], start, err
+	start, err = strconv.ParseUint(stat.Field(procstat.Start), 10, 64)
+	return stat.Field(procstat.State), start, err
 }

@@ -3,11 +3,11 @@ package runc
 import (
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/native"
 )
 
@@ -65,14 +65,10 @@ func (f *family) reap() {
 
 // parentOf is field 4 of /proc/PID/stat, 0 when there is none.
 func parentOf(pid int) int {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	stat, err := procstat.Read(pid)
 	if err != nil {
 		return 0
 	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 2 {
-		return 0
-	}
-	parent, _ := strconv.Atoi(fields[1])
+	parent, _ := strconv.Atoi(stat.Field(procstat.Parent))
 	return parent
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/internal/fsx"
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/criu"
 )
@@ -176,15 +177,15 @@ func readMounts(path string) ([]*mountinfo.Info, error) {
 func allDescend(pids []int, root int) error {
 	parents := map[int]int{}
 	for _, pid := range pids {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		stat, err := procstat.Read(pid)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if fields := statFields(string(stat)); len(fields) > 1 && fields[0] != "Z" {
-			parents[pid], _ = strconv.Atoi(fields[1])
+		if len(stat) > 1 && stat.Field(procstat.State) != "Z" {
+			parents[pid], _ = strconv.Atoi(stat.Field(procstat.Parent))
 		}
 	}
 	for pid := range parents {

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native"
@@ -255,18 +256,15 @@ func descendants(g *cgroup.Cgroup, pid int) map[int]int {
 		if err != nil {
 			continue
 		}
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(p) + "/stat")
-		fields := statFields(string(stat))
-		if err != nil || len(fields) < 4 || fields[0] == "Z" || hasEnded(fd, 0) {
+		stat, err := procstat.Read(p)
+		if err != nil || len(stat) < 4 || stat.Field(procstat.State) == "Z" || hasEnded(fd, 0) {
 			_ = unix.Close(fd)
 			continue
 		}
 		found[p] = fd
-		parents[p], _ = strconv.Atoi(fields[1])
-		for _, f := range fields[2:4] { // process group, session
-			if f == strconv.Itoa(pid) {
-				own[p] = true
-			}
+		parents[p], _ = strconv.Atoi(stat.Field(procstat.Parent))
+		if leader := strconv.Itoa(pid); stat.Field(procstat.Group) == leader || stat.Field(procstat.Session) == leader {
+			own[p] = true
 		}
 	}
 	for more := true; more; {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/keeper"
 )
 
@@ -99,11 +100,8 @@ func zombies(parent int) map[int]int {
 		if err != nil {
 			continue
 		}
-		stat, err := os.ReadFile("/proc/" + n.Name() + "/stat")
-		if err != nil {
-			continue
-		}
-		if fields := statFields(string(stat)); len(fields) < 2 || fields[0] != "Z" || fields[1] != strconv.Itoa(parent) {
+		stat, err := procstat.Read(pid)
+		if err != nil || stat.Field(procstat.State) != "Z" || stat.Field(procstat.Parent) != strconv.Itoa(parent) {
 			continue
 		}
 		if fd, err := unix.PidfdOpen(pid, 0); err == nil {

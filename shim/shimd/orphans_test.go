@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/internal/procstat"
 )
 
 // TestOrphansComeAndAreReaped has a program leave a process: it becomes our child only while that is expected, one that
@@ -31,11 +33,11 @@ func TestOrphansComeAndAreReaped(t *testing.T) {
 		return pid
 	}
 	parent := func(pid int) string {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		stat, err := procstat.Read(pid)
 		if err != nil {
 			return ""
 		}
-		return statFields(string(stat))[1]
+		return stat.Field(procstat.Parent)
 	}
 	own := strconv.Itoa(os.Getpid())
 	done := o.expect()

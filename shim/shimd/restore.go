@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/criu"
 	"github.com/criserver/criserver/shim/keeper"
@@ -236,9 +237,9 @@ func (s *Server) endRestore(c *container) {
 	}
 	self := strconv.Itoa(os.Getpid())
 	for _, name := range processes {
-		stat, err := os.ReadFile(name)
-		fields := statFields(string(stat))
-		if err != nil || len(fields) < 2 || fields[0] != "Z" || fields[1] != self {
+		text, err := os.ReadFile(name)
+		stat := procstat.Parse(text)
+		if err != nil || stat.Field(procstat.State) != "Z" || stat.Field(procstat.Parent) != self {
 			continue
 		}
 		dir := filepath.Dir(name)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/internal/fsx"
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
@@ -375,29 +376,16 @@ func removeRecords(dir int) {
 
 // hostID translates an id of a user namespace. Without mappings, and for an id that has none, it is the id itself.
 func hostID(id uint32, mappings []specs.LinuxIDMapping) uint32 {
-	for _, m := range mappings {
-		if id >= m.ContainerID && id-m.ContainerID < m.Size {
-			return m.HostID + id - m.ContainerID
-		}
-	}
-	return id
+	outside, _ := native.MapID(id, mappings)
+	return outside
 }
 
 // startOf is when a process started, in ticks since boot (proc_pid_stat(5), field 22), or 0.
 func startOf(pid int) uint64 {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	stat, err := procstat.Read(pid)
 	if err != nil {
 		return 0
 	}
-	fields := statFields(string(b))
-	if len(fields) < 20 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(fields[19], 10, 64)
+	n, _ := strconv.ParseUint(stat.Field(procstat.Start), 10, 64)
 	return n
-}
-
-// statFields are the fields of /proc/PID/stat behind the command, which may hold anything; the first is field 3.
-func statFields(stat string) []string {
-	return strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native"
 )
@@ -117,17 +118,16 @@ func tracedExit(pidfd int) (code int, known bool) {
 		return 0, false
 	}
 	_, rest, _ := strings.Cut(string(info), "Pid:\t")
-	pid, _, _ := strings.Cut(rest, "\n")
-	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	line, _, _ := strings.Cut(rest, "\n")
+	pid, err := strconv.Atoi(line)
 	if err != nil {
 		return 0, false
 	}
-	const exitCode = 52 // proc_pid_stat(5)
-	fields := statFields(string(stat))
-	if len(fields) <= exitCode-3 || fields[0] != "Z" {
+	stat, err := procstat.Read(pid)
+	if err != nil || stat.Field(procstat.ExitCode) == "" || stat.Field(procstat.State) != "Z" {
 		return 0, false
 	}
-	n, err := strconv.Atoi(fields[exitCode-3])
+	n, err := strconv.Atoi(stat.Field(procstat.ExitCode))
 	status := unix.WaitStatus(n)
 	if status.Signaled() {
 		return 128 + int(status.Signal()), err == nil
