@@ -65,4 +65,6 @@ type PullOptions struct {
 	Auth Auth
 	// Platform chooses from an index; nil is this machine's.
 	Platform *ocispec.Platform
+	// Watch is told several times a second how far the pull is, one call at a time. It must not block for long. May be nil.
+	Watch func(PullStatus)
 }

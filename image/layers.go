@@ -56,6 +56,7 @@ func (p *pull) fetchLayers(ctx context.Context, f *found) error {
 				return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(f.layers), f.layers[i].Digest, err)
 			}
 			close(c.done[i])
+			p.meter.complete.Add(1)
 			return nil
 		})
 	}
@@ -80,6 +81,7 @@ func (p *pull) fetchLayer(ctx context.Context, c *chain, i int) error {
 	}
 	c.holds[i] = hold
 	if hold.Committed() {
+		p.meter.done.Add(c.layers[i].Size)
 		return nil
 	}
 	result, err := p.unpack(ctx, hold, c.layers[i], c.diffIDs[i])

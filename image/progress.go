@@ -12,6 +12,7 @@ import (
 // meter counts the bytes that a pull fetches and unpacks, and knows when it waits for something that is no fault of the
 // registry's: the disk, another pull, a busy registry that named a time.
 type meter struct {
+	tally
 	moved atomic.Int64
 	busy  atomic.Int32
 }
@@ -25,9 +26,10 @@ func (m *meter) pause() func() {
 	})
 }
 
-// Write counts; it makes the meter an io.Writer for TeeReader.
+// Write counts what is unpacked; it makes the meter an io.Writer for TeeReader.
 func (m *meter) Write(p []byte) (int, error) {
 	m.moved.Add(int64(len(p)))
+	m.unpacked.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -62,5 +64,6 @@ func (r *meteredReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.n += int64(n)
 	r.meter.moved.Add(int64(n))
+	r.meter.done.Add(int64(n))
 	return n, err
 }

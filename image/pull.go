@@ -33,8 +33,11 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (string, er
 		platform = platforms.Normalize(*o.Platform)
 	}
 	key := named.String() + " " + platforms.FormatAll(platform) + " " + o.Auth.Key()
+	defer s.watch(ctx, key, o.Watch)()
 	id, err := s.pulls.do(ctx, key, func(ctx context.Context) (string, error) {
-		return s.pull(s.storeContext(ctx), named, o.Auth, platforms.Only(platform))
+		p := &pull{s: s, named: named, platform: platforms.Only(platform), began: time.Now()}
+		defer s.underway.add(key, p)()
+		return p.run(s.storeContext(ctx), o.Auth)
 	})
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", named, err)
@@ -62,12 +65,20 @@ type found struct {
 	chainIDs []digest.Digest
 }
 
-func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.Auth, platform platforms.MatchComparer) (_ string, err error) {
+// size is that of all layers as the registry serves them.
+func (f *found) size() (sum int64) {
+	for _, l := range f.layers {
+		sum += l.Size
+	}
+	return sum
+}
+
+// run is the pull from its first question to the record.
+func (p *pull) run(ctx context.Context, auth registry.Auth) (_ string, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := &pull{s: s, named: named, platform: platform, began: time.Now()}
-	if s.config.NoProgress > 0 {
-		go p.meter.watch(ctx, cancel, s.config.NoProgress)
+	if limit := p.s.config.NoProgress; limit > 0 {
+		go p.meter.watch(ctx, cancel, limit)
 	}
 	defer func() {
 		// A cancelled step says "context canceled"; the cause says why.
@@ -75,7 +86,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth registry.A
 			err = cause
 		}
 	}()
-	p.repo, err = registry.Open(ctx, s.config.Registry, named.String(), registry.Options{Auth: auth, Wait: p.meter.pause})
+	p.repo, err = registry.Open(ctx, p.s.config.Registry, p.named.String(), registry.Options{Auth: auth, Wait: p.meter.pause})
 	if err != nil {
 		return "", err
 	}
@@ -134,9 +145,11 @@ func (p *pull) fetch(ctx context.Context, target ocispec.Descriptor) (string, er
 		return "", err
 	}
 	defer p.s.keeper.drop(chain)
+	p.meter.begin(f.size(), len(f.layers))
 	if err := p.fetchLayers(ctx, f); err != nil {
 		return "", err
 	}
+	p.meter.phase.Store(int32(Recording))
 	if err := p.s.setNames(ctx, f.target, f.manifest, p.names(f.target)); err != nil {
 		return "", err
 	}

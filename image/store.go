@@ -64,11 +64,12 @@ type Store struct {
 	leases    leases.Manager
 	snapshots *snapshotter.Snapshotter
 
-	index  *index
-	keeper *keeper
-	pulls  *flights
-	turns  *semaphore.Weighted
-	gc     *collector
+	index    *index
+	underway underway
+	keeper   *keeper
+	pulls    *flights
+	turns    *semaphore.Weighted
+	gc       *collector
 
 	closing sync.Once
 	closed  error

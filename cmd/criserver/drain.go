@@ -6,9 +6,6 @@ import (
 	"io"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	"github.com/criserver/criserver/cri"
 )
 
@@ -21,10 +18,9 @@ func drain(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	path := cfg.SocketPath()
-	connection, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(cri.MaxMessage)))
+	connection, err := dial(path)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", path, err)
+		return err
 	}
 	defer connection.Close()
 	if err := cri.Drain(ctx, connection, *grace, func(line string) { fmt.Fprintln(out, line) }); err != nil {

@@ -27,6 +27,7 @@ const usage = `usage: criserver [FLAGS]            run the daemon
        criserver config default     print the configuration, every key with its default
        criserver config check [FILE]
        criserver drain [FLAGS]      stop all containers and pods of a running daemon
+       criserver image ...          pull images by a running daemon, list them, show what it pulls
        criserver version
 
 flags:
@@ -56,6 +57,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return configCommand(args, out)
 	case "drain":
 		return drain(ctx, args, out)
+	case "image":
+		return image(ctx, args, out)
 	case "version":
 		fmt.Fprintf(out, "criserver %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return nil
@@ -90,8 +93,20 @@ func newFlags() *flag.FlagSet {
 	return flags
 }
 
-// configured parses flags and reads the configuration that they name; flags win over the file.
+// configured parses flags and reads the configuration that they name. It takes no other arguments.
 func configured(flags *flag.FlagSet, args []string) (config.Config, error) {
+	load := configFlags(flags)
+	if err := flags.Parse(args); err != nil {
+		return config.Config{}, err
+	}
+	if flags.NArg() > 0 {
+		return config.Config{}, fmt.Errorf("unexpected argument %q; see criserver --help", flags.Arg(0))
+	}
+	return load()
+}
+
+// configFlags adds the flags of the configuration, and returns what reads it once they are parsed. Flags win over the file.
+func configFlags(flags *flag.FlagSet) func() (config.Config, error) {
 	file := flags.String("config", "", "configuration file (default "+config.DefaultPath+" if there is one)")
 	overrides := map[string]*string{}
 	for name, text := range map[string]string{
@@ -103,24 +118,20 @@ func configured(flags *flag.FlagSet, args []string) (config.Config, error) {
 	} {
 		overrides[name] = flags.String(name, "", text+" (overrides the configuration)")
 	}
-	if err := flags.Parse(args); err != nil {
-		return config.Config{}, err
-	}
-	if flags.NArg() > 0 {
-		return config.Config{}, fmt.Errorf("unexpected argument %q; see criserver --help", flags.Arg(0))
-	}
-	cfg, err := config.Load(*file)
-	if err != nil {
-		return config.Config{}, err
-	}
-	for name, key := range map[string]*string{
-		"root": &cfg.Root, "state": &cfg.State, "listen": &cfg.Listen, "log-level": &cfg.Log.Level, "log-format": &cfg.Log.Format,
-	} {
-		if *overrides[name] != "" {
-			*key = *overrides[name]
+	return func() (config.Config, error) {
+		cfg, err := config.Load(*file)
+		if err != nil {
+			return config.Config{}, err
 		}
+		for name, key := range map[string]*string{
+			"root": &cfg.Root, "state": &cfg.State, "listen": &cfg.Listen, "log-level": &cfg.Log.Level, "log-format": &cfg.Log.Format,
+		} {
+			if *overrides[name] != "" {
+				*key = *overrides[name]
+			}
+		}
+		return cfg, cfg.Check()
 	}
-	return cfg, cfg.Check()
 }
 
 func configCommand(args []string, out io.Writer) error {

@@ -32,6 +32,12 @@ func TestCommands(t *testing.T) {
 		{args: []string{"--root", "relative"}, fail: `root: "relative" is not an absolute path`},
 		{args: []string{"--log-level", "loud"}, fail: "log.level"},
 		{args: []string{"--root", "/x", "stray"}, fail: `unexpected argument "stray"`},
+		{args: []string{"image"}, fail: "usage: criserver image pull"},
+		{args: []string{"image", "fly"}, fail: `unknown command "image fly"`},
+		{args: []string{"image", "pull"}, fail: "usage: criserver image pull [FLAGS] REF"},
+		{args: []string{"image", "list", "a"}, fail: "usage: criserver image list"},
+		{args: []string{"image", "list", "--root", "relative"}, fail: "not an absolute path"},
+		{args: []string{"image", "list", "--listen", filepath.Join(t.TempDir(), "none.sock")}, fail: "none.sock"},
 		{args: []string{"drain", "--listen", filepath.Join(t.TempDir(), "none.sock")}, fail: "none.sock"},
 	} {
 		var out bytes.Buffer

@@ -24,6 +24,7 @@ var rules = map[string][]string{
 	"test":              {""},
 	"hack":              {""},
 	"cri":               {"cri", "engine", "image", "internal"},
+	"admin":             {"admin", "image", "internal"},
 	"docker":            {"docker", "engine", "image", "internal"},
 	"build":             {"build", "engine", "image", "snapshotter", "internal"},
 	"engine":            {"engine/cdi", "engine/checkpoint", "engine/spec", "shim/api", "cni", "internal"},

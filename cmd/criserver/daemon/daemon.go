@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/criserver/criserver/admin"
+	"github.com/criserver/criserver/admin/api"
 	"github.com/criserver/criserver/cmd/criserver/config"
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/cri"
@@ -110,7 +112,7 @@ func Start(ctx context.Context, cfg config.Config, o Options) (_ *Daemon, err er
 	if err != nil {
 		return nil, err
 	}
-	return d, d.serve(cri.New(cri.Config{
+	return d, d.serve(images, cri.New(cri.Config{
 		Engine: eng, Images: images, Version: o.Version, Log: d.log, Info: map[string]any{"config": cfg},
 		Streams: streams, StreamIdle: time.Duration(cfg.Streaming.IdleTimeout),
 	}))
@@ -189,7 +191,7 @@ func podsOf(eng *engine.Engine) []string {
 	return ids
 }
 
-func (d *Daemon) serve(front *cri.Server) error {
+func (d *Daemon) serve(images *image.Store, front *cri.Server) error {
 	listener, err := listen(d.cfg.SocketPath(), d.cfg.SocketGroup)
 	if err != nil {
 		return err
@@ -197,6 +199,7 @@ func (d *Daemon) serve(front *cri.Server) error {
 	d.opened("socket", func() error { return removeSocket(listener, d.cfg.SocketPath()) })
 	d.server = grpc.NewServer(front.Options()...)
 	front.Register(d.server)
+	api.RegisterImagesServer(d.server, admin.NewImages(images))
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		if err := d.server.Serve(listener); err != nil {
