@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest kubelet-test oci-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, critest, 
 	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk critest fuzz vm-test
 
 full: FUZZTIME = 2m
-full: test e2e-runc critest kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
+full: test e2e-runc critest critest-vm kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
 
 unit: ## tests of the packages (as root)
 	$(GO) run ./hack/ci unit
@@ -56,6 +56,9 @@ vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual
 
 critest: build ## the suite of cri-tools with the native runtime and with runc (as root)
 	$(GO) run ./hack/ci critest critest-runc
+
+critest-vm: build ## the suite of cri-tools in the virtual machine: AppArmor and cgroup v2 (long)
+	$(GO) run ./hack/ci critest-vm
 
 kubelet-test: build ## the real kubelet with static pods, and the cost of probes (as root, 15 min)
 	hack/kubelet/run -v -probes 5m -pods 50

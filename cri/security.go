@@ -194,6 +194,9 @@ func profileOf(field string, profile *runtime.SecurityProfile, old string, isPat
 		p.Path = ""
 		return p, nil
 	}
+	if !isPath { // clients of old write the name of an AppArmor profile so in either field
+		p.Path = strings.TrimPrefix(p.Path, profileLocalhost+"/")
+	}
 	if p.Path == "" {
 		return spec.Profile{}, required(field + ".localhost_ref")
 	}

@@ -14,9 +14,6 @@ import (
 	"time"
 )
 
-// vmDir keeps what is copied into the virtual machine.
-const vmDir = "hack/cache/vm"
-
 // command runs a program with its output on out, and more environment.
 func command(ctx context.Context, out io.Writer, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -40,11 +37,14 @@ func program(path string, args ...string) step {
 }
 
 // critest runs the suite of cri-tools, whose last line has the counts.
-func critest(handler string) step {
+func critest(handler string) step { return suite("hack/critest/run", "-handler", handler) }
+
+// suite runs what prints what hack/critest does, and reads the counts.
+func suite(name string, args ...string) step {
 	return func(ctx context.Context, out io.Writer) result {
 		var r result
 		var log bytes.Buffer
-		err := command(ctx, io.MultiWriter(out, &log), nil, "hack/critest/run", "-handler", handler)
+		err := command(ctx, io.MultiWriter(out, &log), nil, name, args...)
 		counts := suiteCounts.FindStringSubmatch(log.String())
 		if counts == nil {
 			r.count(fmt.Errorf("critest did not run to its end: %v", err), out)
@@ -203,29 +203,3 @@ func fuzzOne(ctx context.Context, out io.Writer, dir, name string, duration time
 
 // deadlineOnly matches a failed target whose only message is the engine's deadline.
 var deadlineOnly = regexp.MustCompile(`(?m)^--- FAIL: Fuzz\w+ \([0-9.]+s\)\n    context deadline exceeded\nFAIL$`)
-
-// virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2.
-func virtualMachine(ctx context.Context, out io.Writer) result {
-	var r result
-	static := []string{"CGO_ENABLED=0"}
-	images := filepath.Join(vmDir, "testimages")
-	for _, one := range [][]string{
-		{"go", "test", "-c", "-o", filepath.Join(vmDir, "e2e.test"), "./test/e2e"},
-		{"go", "build", "-o", images, "./hack/testimages"},
-		{images, "build", "-o", "hack/cache/images"},
-	} {
-		if err := command(ctx, out, static, one[0], one[1:]...); err != nil {
-			r.count(err, out)
-			return r
-		}
-	}
-	args := []string{
-		"-add", "bin:/opt/bin", "-add", filepath.Join(vmDir, "e2e.test") + ":/opt/e2e.test",
-		"-add", images + ":/opt/testimages", "-add", "hack/cache/images:/opt/images",
-		"-debs", "criu", "-env", "E2E_CRIU=1",
-		"-env", "E2E_BIN_DIR=/opt/bin", "-env", "E2E_TESTIMAGES=/opt/testimages", "-env", "E2E_IMAGES_DIR=/opt/images",
-		"-debs", "handlers", "-env", "E2E_RUNTIMES=runc=/usr/sbin/runc,crun=/usr/bin/crun",
-		"--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m",
-	}
-	return verbose(ctx, out, "hack/vm/run", args...)
-}

@@ -2,7 +2,7 @@
 // says what passed, what failed and what was skipped, with the reason of each. It fails when a spec fails, and when one is
 // skipped for a reason that is not on the list of those that this machine gives.
 //
-//	critest [-handler NAME] [-focus REGEXP] [-o FILE]
+//	critest [-handler NAME] [-focus REGEXP] [-timeout DURATION] [-o FILE]
 package main
 
 import (
@@ -23,10 +23,10 @@ import (
 // digestSpec pulls an image whose digest is a constant in the suite, which only the public registry can serve.
 const digestSpec = "public image with digest"
 
-// timeout bounds the suite.
-const timeout = 20 * time.Minute
-
 func main() {
+	if filepath.Base(os.Args[0]) == sudo {
+		fail(asRoot(os.Args[1:]))
+	}
 	o := options{}
 	flag.StringVar(&o.program, "critest", "hack/cache/bin/critest", "the critest `program`")
 	flag.StringVar(&o.handler, "handler", "", "RuntimeClass `handler` of the pods; empty is native")
@@ -34,6 +34,7 @@ func main() {
 	flag.StringVar(&o.config, "config", "", "`file` whose TOML tables are added to the daemon's configuration")
 	flag.StringVar(&o.out, "o", "", "write the list of specs as Markdown to this `file`")
 	flag.BoolVar(&o.nri, "nri", false, "tell the suite where NRI plugins connect, which releases of it up to v1.36.0 do not know")
+	timeout := flag.Duration("timeout", 20*time.Minute, "time limit of the suite")
 	flag.BoolVar(&o.verbose, "v", false, "print the suite's own output")
 	flag.Parse()
 	for _, path := range []*string{&o.program, &o.config, &o.out} {
@@ -47,7 +48,7 @@ func main() {
 		*path = absolute
 	}
 	place := rig.Isolate()
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
 	defer cancel()
 	ok, err := run(ctx, place, o)
 	if err != nil {
@@ -95,12 +96,17 @@ func run(ctx context.Context, place *rig.Place, o options) (ok bool, err error) 
 	args := []string{
 		"-ginkgo.skip", digestSpec, "-runtime-endpoint", "unix://" + d.Socket(), "-image-endpoint", "unix://" + d.Socket(),
 		"-test-images-file", filepath.Join(dir, "images.yaml"), "-runtime-handler", o.handler, "-ginkgo.json-report", report,
-		"-ginkgo.no-color", "-ginkgo.focus", o.focus,
+		"-ginkgo.no-color", "-ginkgo.focus", o.focus, "-ginkgo.timeout", "2h",
 	}
 	if o.nri {
 		args = append(args, "-nri-socket", d.NRISocket)
 	}
+	bin, err := makeSudo(dir)
+	if err != nil {
+		return false, err
+	}
 	cmd := exec.CommandContext(ctx, o.program, args...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":"+bin)
 	cmd.Dir = dir
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {

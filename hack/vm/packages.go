@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -24,8 +25,11 @@ var handlerPackages = []string{
 	"libc6", "libgcc-s1", "libcap2", "libseccomp2", "libsystemd0", "libyajl2", "libgcrypt20", "libgpg-error0", "liblzma5", "libzstd1", "liblz4-1",
 }
 
+// apparmorPackages are what loads AppArmor profiles, and the files that profiles include.
+var apparmorPackages = []string{"apparmor", "libc6"}
+
 // sets are the names that -debs takes.
-var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages}
+var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages, "apparmor": apparmorPackages}
 
 // unpackDebs unpacks the packages of a set into the machine's root. They are kept in the cache.
 func unpackDebs(ctx context.Context, cache, set, root string) error {
@@ -49,13 +53,23 @@ func unpackDebs(ctx context.Context, cache, set, root string) error {
 			return err
 		}
 	}
-	for _, unused := range []string{"usr/share", "usr/lib/python3", "usr/include"} {
-		if err := os.RemoveAll(filepath.Join(root, unused)); err != nil {
+	unused := []string{"usr/lib/python3", "usr/include"}
+	shares, _ := os.ReadDir(filepath.Join(root, "usr/share"))
+	for _, share := range shares {
+		if !slices.Contains(usedShares, share.Name()) {
+			unused = append(unused, "usr/share/"+share.Name())
+		}
+	}
+	for _, path := range unused {
+		if err := os.RemoveAll(filepath.Join(root, path)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// usedShares are what programs read of /usr/share. The rest is documentation and the like.
+var usedShares = []string{"apparmor-features"}
 
 // debFile is a package in the cache, or "".
 func debFile(dir, name string) string {

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+)
+
+// vmDir keeps what is copied into the virtual machine.
+const vmDir = "hack/cache/vm"
+
+// inMachine are the arguments of hack/vm/run that every run has: our programs, and the test images with who serves them.
+var inMachine = []string{
+	"-add", "bin:/opt/bin", "-add", vmDir + "/testimages:/opt/testimages", "-add", "hack/cache/images:/opt/images",
+	"-env", "E2E_BIN_DIR=/opt/bin", "-env", "E2E_TESTIMAGES=/opt/testimages", "-env", "E2E_IMAGES_DIR=/opt/images",
+	"-debs", "apparmor", // Debian's kernel has AppArmor on
+}
+
+// buildForMachine builds what is copied into the machine; more are commands with their arguments.
+func buildForMachine(ctx context.Context, out io.Writer, more ...[]string) error {
+	images := filepath.Join(vmDir, "testimages")
+	for _, one := range append([][]string{
+		{"go", "build", "-o", images, "./hack/testimages"},
+		{images, "build", "-o", "hack/cache/images"},
+	}, more...) {
+		if err := command(ctx, out, []string{"CGO_ENABLED=0"}, one[0], one[1:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2 and AppArmor.
+func virtualMachine(ctx context.Context, out io.Writer) result {
+	var r result
+	if err := buildForMachine(ctx, out, []string{"go", "test", "-c", "-o", filepath.Join(vmDir, "e2e.test"), "./test/e2e"}); err != nil {
+		r.count(err, out)
+		return r
+	}
+	args := append([]string{
+		"-add", filepath.Join(vmDir, "e2e.test") + ":/opt/e2e.test", "-debs", "criu", "-env", "E2E_CRIU=1",
+		"-debs", "handlers", "-env", "E2E_RUNTIMES=runc=/usr/sbin/runc,crun=/usr/bin/crun",
+	}, inMachine...)
+	args = append(args, "--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m")
+	return verbose(ctx, out, "hack/vm/run", args...)
+}
+
+// critestInMachine runs the suite of cri-tools there. The processor is emulated, so it takes a while.
+func critestInMachine(ctx context.Context, out io.Writer) result {
+	program := filepath.Join(vmDir, "critest-rig")
+	err := buildForMachine(ctx, out, []string{"hack/tools/crictl/build"}, []string{"go", "build", "-o", program, "./hack/critest"})
+	if err != nil {
+		var r result
+		r.count(err, out)
+		return r
+	}
+	args := append([]string{"-timeout", "65m", "-add", program + ":/opt/critest-rig", "-add", "hack/cache/bin/critest:/opt/critest"}, inMachine...)
+	args = append(args, "--", "/opt/critest-rig", "-critest", "/opt/critest", "-timeout", "1h")
+	return suite("hack/vm/run", args...)(ctx, out)
+}
