@@ -42,7 +42,7 @@ e2e: build ## tests of the real daemon, as its client (as root)
 e2e-runc: build ## those tests of the real daemon that any runtime must pass, with runc as the handler (as root)
 	$(GO) run ./hack/ci e2e-runc
 
-bench: build ## figures: pod up and down, exec
+bench: build ## figures beside containerd with runc in the same run, as a table and bench/results.json (as root, 12 min)
 	hack/bench/run
 
 lint: ## gofmt, vet, staticcheck, cross-build for arm64

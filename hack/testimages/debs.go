@@ -15,7 +15,7 @@ import (
 
 // packages are the Debian packages that the images are made of, with the libraries of what is taken from them.
 var packages = []string{
-	"busybox", "util-linux", "procps", "nginx", "nginx-common",
+	"busybox", "busybox-static", "util-linux", "procps", "nginx", "nginx-common",
 	"libc6", "libproc2-0", "libsystemd0", "libcap2", "libgcrypt20", "libgpg-error0", "liblzma5", "libzstd1", "liblz4-1",
 	"libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g",
 }

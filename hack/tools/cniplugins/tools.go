@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package cniplugins pins the network plugins that tests run. Build one by
+// Package cniplugins pins the network plugins that tests and hack/bench run. ./build makes all, or build one by
 // go build -C hack/tools/cniplugins -o DIR/ github.com/containernetworking/plugins/plugins/main/bridge
 package cniplugins
 

@@ -56,6 +56,7 @@ type Daemon struct {
 	Config    string // path of its configuration file
 
 	place  *Place
+	wrap   []string
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when the process was reaped
 	err    error         // its end; read after exited
@@ -65,13 +66,32 @@ type Daemon struct {
 // Socket is the path of the CRI socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.StateDir, "criserver.sock") }
 
+// Settings are what daemons that run side by side must differ in, and what a test of speed has otherwise than others.
+type Settings struct {
+	LogLevel string   // "": debug
+	NetnsDir string   // "": that of the place
+	Network  string   // more lines of the configuration's table network
+	Wrap     []string // a program and its first arguments, which executes the daemon's
+}
+
 // NewDaemon writes a configuration for a daemon called name (a few letters), with more tables if wanted, and starts it. A
-// place has one daemon at a time, because the bridge and the directory of network namespaces are the same for all.
+// place has one such daemon at a time, because the bridge and the directory of network namespaces are the same for all.
 func (p *Place) NewDaemon(ctx context.Context, name string, tables ...string) (*Daemon, error) {
+	return p.NewDaemonWith(ctx, name, Settings{}, tables...)
+}
+
+// NewDaemonWith is as NewDaemon, with settings.
+func (p *Place) NewDaemonWith(ctx context.Context, name string, s Settings, tables ...string) (*Daemon, error) {
 	base := filepath.Join(p.Dir, name)
+	if s.LogLevel == "" {
+		s.LogLevel = "debug"
+	}
+	if s.NetnsDir == "" {
+		s.NetnsDir = filepath.Join(p.Dir, "run", "netns")
+	}
 	d := &Daemon{
-		place: p, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
-		NetnsDir: filepath.Join(p.Dir, "run", "netns"), CDIDir: filepath.Join(base, "cdi"),
+		place: p, wrap: s.Wrap, RootDir: filepath.Join(base, "root"), StateDir: filepath.Join(p.Dir, "run", name),
+		NetnsDir: s.NetnsDir, CDIDir: filepath.Join(base, "cdi"),
 		NRISocket: filepath.Join(p.Dir, "run", name, "nri", "nri.sock"), LogFile: filepath.Join(base, "criserver.log"),
 		Config: filepath.Join(base, "config.toml"),
 	}
@@ -83,7 +103,7 @@ func (p *Place) NewDaemon(ctx context.Context, name string, tables ...string) (*
 	text := fmt.Sprintf(`root = %q
 state = %q
 [log]
-level = "debug"
+level = %q
 [workload]
 cgroup_parent = %q
 [cdi]
@@ -96,8 +116,9 @@ plugin_config_path = %q
 plugin_request_timeout = "4s"
 [network]
 netns_dir = %q
-`, d.RootDir, d.StateDir, p.CgroupParent+"/"+name, d.CDIDir, d.NRISocket,
-		filepath.Join(base, "plugins"), filepath.Join(base, "plugin-config"), d.NetnsDir)
+%s
+`, d.RootDir, d.StateDir, s.LogLevel, p.CgroupParent+"/"+name, d.CDIDir, d.NRISocket,
+		filepath.Join(base, "plugins"), filepath.Join(base, "plugin-config"), d.NetnsDir, s.Network)
 	for one := range strings.SplitSeq(p.Runtimes, ",") {
 		if name, path, ok := strings.Cut(one, "="); ok {
 			text += fmt.Sprintf("[runtimes.%s]\npath = %q\n", name, path)
@@ -124,7 +145,8 @@ func (d *Daemon) Start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	d.cmd = exec.Command(filepath.Join(d.place.BinDir, "criserver"), "--config", d.Config)
+	args := append(append([]string{}, d.wrap...), filepath.Join(d.place.BinDir, "criserver"), "--config", d.Config)
+	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Dir = "/"
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
