@@ -44,8 +44,8 @@ func TestPullRefuses(t *testing.T) {
 		text   string
 	}{
 		"bad digest":      {spoiled(func(l *testLayer) { l.blob[len(l.blob)/2] ^= 1 }), nil, errdefs.IsDataLoss, "has the digest"},
-		"truncated":       {spoiled(func(l *testLayer) { l.blob = l.blob[:len(l.blob)-9] }), nil, errdefs.IsDataLoss, "416"},
-		"longer":          {spoiled(func(l *testLayer) { l.blob = append(l.blob, 0) }), nil, errdefs.IsDataLoss, "past expected size"},
+		"truncated":       {spoiled(func(l *testLayer) { l.blob = l.blob[:len(l.blob)-9] }), nil, errdefs.IsDataLoss, "its descriptor says"},
+		"longer":          {spoiled(func(l *testLayer) { l.blob = append(l.blob, 0) }), nil, errdefs.IsDataLoss, "its descriptor says"},
 		"bad diffID":      {spoiled(func(l *testLayer) { l.diffID = digest.FromString("other") }), nil, errdefs.IsDataLoss, "the configuration says"},
 		"not a tar":       {[]testLayer{packLayer(t, "gzip", bytes.Repeat([]byte("no tar "), 500))}, nil, errdefs.IsInvalidArgument, "layer 1 of 1"},
 		"not gzip":        {spoiled(func(l *testLayer) { *l = packLayer(t, "", append([]byte{0x1f, 0x8b, 9, 9}, make([]byte, 2000)...)) }), nil, any1, "gzip"},
@@ -347,8 +347,11 @@ func TestAuthentication(t *testing.T) {
 			}
 		})
 	}
-	s := openStore(t, Config{Registry: registry.Config{Credentials: func(host string) (Auth, bool) {
-		return Auth{Username: "u", Password: "p"}, host == f.host
+	s := openStore(t, Config{Registry: registry.Config{Credentials: func(_ context.Context, host, repository string) (Auth, error) {
+		if host != f.host || repository != "private" {
+			return Auth{}, nil
+		}
+		return Auth{Username: "u", Password: "p"}, nil
 	}}})
 	mustPull(t, s, pushed.ref)
 }

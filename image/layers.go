@@ -48,7 +48,8 @@ func (p *pull) fetchLayers(ctx context.Context, f *found) error {
 	for i := range f.layers {
 		group.Go(func() error {
 			err := p.fetchLayer(groupCtx, c, i)
-			if errors.Is(err, errStoredBroken) { // it has been removed: now from the registry
+			// A stored blob that is broken has been removed: now from the registry. One that an endpoint sent: from another.
+			if errors.Is(err, errStoredBroken) || errdefs.IsDataLoss(err) && p.repo.Distrust(f.layers[i].Digest) {
 				c.holds[i].Release()
 				err = p.fetchLayer(groupCtx, c, i)
 			}

@@ -86,7 +86,9 @@ func (p *pull) run(ctx context.Context, auth registry.Auth) (_ string, err error
 			err = cause
 		}
 	}()
-	p.repo, err = registry.Open(ctx, p.s.config.Registry, p.named.String(), registry.Options{Auth: auth, Wait: p.meter.pause})
+	p.repo, err = registry.Open(ctx, p.s.config.Registry, p.named.String(), registry.Options{
+		Auth: auth, Wait: p.meter.pause, Moved: func(n int64) { p.meter.moved.Add(n) },
+	})
 	if err != nil {
 		return "", err
 	}

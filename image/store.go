@@ -133,6 +133,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.loadIndex(ctx); err != nil {
 		return err
 	}
+	if s.config.Registry.Cache == nil {
+		s.config.Registry.Cache = &registry.Cache{}
+	}
 	s.pulls = newFlights(ctx)
 	s.gc = newCollector(ctx, s.collect, func(err error) { s.log.Warn("garbage stays", "err", err) })
 	s.gc.kick()
@@ -163,6 +166,7 @@ func (s *Store) Close() error {
 		if s.pulls != nil {
 			s.pulls.close()
 		}
+		s.config.Registry.Cache.Close()
 		if s.gc != nil {
 			s.gc.close()
 		}

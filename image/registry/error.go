@@ -29,8 +29,14 @@ type Error struct {
 func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "get %s: %v", e.What, e.Cause)
+	begin := "; tried "
+	if n := len(e.Attempts); n > 0 && strings.HasSuffix(e.Attempts[n-1].String(), e.Cause.Error()) {
+		b.Reset() // the last attempt says it
+		fmt.Fprintf(&b, "get %s", e.What)
+		begin = ": tried "
+	}
 	for i, a := range e.Attempts {
-		b.WriteString([]string{"; tried ", ", "}[min(i, 1)])
+		b.WriteString([]string{begin, ", "}[min(i, 1)])
 		b.WriteString(a.String())
 	}
 	return b.String()
@@ -44,7 +50,11 @@ func (a Attempt) String() string {
 	if a.Err != nil {
 		return a.URL + ": " + a.Err.Error()
 	}
-	return fmt.Sprintf("%s: %d %s", a.URL, a.Status, http.StatusText(a.Status))
+	text := fmt.Sprintf("%s: %d %s", a.URL, a.Status, http.StatusText(a.Status))
+	if a.Text != "" {
+		text += " (" + a.Text + ")"
+	}
+	return text
 }
 
 // explain makes an Error of what went wrong. Ends of the context and our own errors pass as they are.
@@ -67,8 +77,10 @@ func kindOf(err error, attempts []Attempt) error {
 	if errors.Is(err, docker.ErrInvalidAuthorization) {
 		return errdefs.ErrPermissionDenied
 	}
-	if errdefs.IsDataLoss(err) {
-		return errdefs.ErrDataLoss
+	for _, kind := range []error{errdefs.ErrDataLoss, errdefs.ErrNotImplemented, errdefs.ErrFailedPrecondition} {
+		if errors.Is(err, kind) {
+			return kind
+		}
 	}
 	if len(attempts) > 0 {
 		switch last := attempts[len(attempts)-1]; {

@@ -209,31 +209,6 @@ func TestAuthAppliesTo(t *testing.T) {
 	}
 }
 
-func TestLoadDockerConfig(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "config.json")
-	write := func(content string) {
-		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(`{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"},"r.example:5000":{"identitytoken":"t"},"helper.example":{}},"credsStore":"x"}`)
-	credentials, err := LoadDockerConfig(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for host, want := range map[string]Auth{"registry-1.docker.io": {Auth: "dTpw"}, "r.example:5000": {IdentityToken: "t"}, "helper.example": {}, "r.example": {}} {
-		if got, ok := credentials(host); got != want || ok != !want.IsZero() {
-			t.Errorf("%s: %+v %v", host, got, ok)
-		}
-	}
-	for _, bad := range []string{`{`, `{"auths":{"r":{"auth":"%"}}}`} {
-		write(bad)
-		if _, err := LoadDockerConfig(file); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
-}
-
 // TestURLsAreNotFollowed has a descriptor that points elsewhere.
 func TestURLsAreNotFollowed(t *testing.T) {
 	var asked atomic.Bool

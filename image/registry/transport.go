@@ -16,12 +16,15 @@ type Attempt struct {
 	URL string
 	// Status of the answer, 0 when there was none.
 	Status int
-	// Err is why there was no answer.
+	// Err is why there was no answer, or what was wrong with it.
 	Err error
+	// Text is what the registry said of an error; may be "".
+	Text string
 }
 
 // trail collects the attempts of one operation: for each URL the last one, in the order in which they were first tried.
 type trail struct {
+	wait     func() func() // Options.Wait
 	mu       sync.Mutex
 	attempts []Attempt
 }
@@ -51,7 +54,19 @@ func (t *trail) failed() []Attempt {
 	return failed
 }
 
-type trailKey struct{}
+// note adds to what is known of an attempt what was found in the answer.
+func note(ctx context.Context, r *http.Response, text string, err error) {
+	if t, ok := ctx.Value(trailKey{}).(*trail); ok {
+		t.add(Attempt{URL: plainURL(r.Request.URL), Status: r.StatusCode, Text: text, Err: err})
+	}
+}
+
+// Keys of what a request's context has.
+type (
+	trailKey  struct{}
+	roundsKey struct{} // whoever asks tries again by himself
+	hostKey   struct{} // the endpoint, wherever it redirects to
+)
 
 func withTrail(ctx context.Context) (context.Context, *trail) {
 	t := &trail{}
@@ -67,22 +82,21 @@ const (
 // transport records what becomes of each request and honours Retry-After (RFC 9110, 10.2.3) of requests without a body.
 type transport struct {
 	next http.RoundTripper
-	// wait is told that a wait begins, and calls what it got when it ends. May be nil.
-	wait func() func()
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	for retry := 0; ; retry++ {
 		response, err := t.next.RoundTrip(r)
-		if recorder, ok := r.Context().Value(trailKey{}).(*trail); ok {
+		recorder, ok := r.Context().Value(trailKey{}).(*trail)
+		if ok {
 			attempt := Attempt{URL: plainURL(r.URL), Err: err}
 			if err == nil {
 				attempt.Status = response.StatusCode
 			}
 			recorder.add(attempt)
 		}
-		if err != nil || r.Body != nil && r.Body != http.NoBody || retry == maxRetries {
+		if err != nil || r.Body != nil && r.Body != http.NoBody || retry == maxRetries || r.Context().Value(roundsKey{}) != nil {
 			return response, err
 		}
 		delay, ok := retryAfter(response, time.Now())
@@ -91,15 +105,20 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		_, _ = io.CopyN(io.Discard, response.Body, 64<<10)
 		_ = response.Body.Close()
-		if err := t.pause(r.Context(), delay); err != nil {
+		var wait func() func()
+		if recorder != nil {
+			wait = recorder.wait
+		}
+		if err := pause(r.Context(), delay, wait); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func (t *transport) pause(ctx context.Context, delay time.Duration) error {
-	if t.wait != nil {
-		defer t.wait()()
+// pause waits. wait, if not nil, is told that it begins, and what it returns is called when it ends.
+func pause(ctx context.Context, delay time.Duration, wait func() func()) error {
+	if wait != nil {
+		defer wait()()
 	}
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
