@@ -222,19 +222,21 @@ func (i *Image) setNames(names []string) {
 	}
 }
 
-// setNames records that names mean the image of a manifest, which target leads to.
+// setNames records that names mean the image of a manifest, which target leads to. The caller holds the image's chain.
 func (s *Store) setNames(ctx context.Context, target, manifest ocispec.Descriptor, names []string) error {
+	s.index.changes.Lock()
+	defer s.index.changes.Unlock()
+	return s.name(ctx, target, manifest, names)
+}
+
+// name is setNames while changes are locked: then an image that is here stays, and with it its chain.
+func (s *Store) name(ctx context.Context, target, manifest ocispec.Descriptor, names []string) error {
 	e, err := s.load(ctx, manifest)
 	if err != nil {
 		return err
 	}
 	// What the descriptor carries beyond these comes from outside and is of no use.
-	record := images.Image{
-		Target: ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size},
-		Labels: map[string]string{labelManifest: manifest.Digest.String()},
-	}
-	s.index.changes.Lock()
-	defer s.index.changes.Unlock()
+	record := images.Image{Target: plain(target), Labels: map[string]string{labelManifest: manifest.Digest.String()}}
 	err = s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
 		for _, name := range names {
@@ -252,7 +254,7 @@ func (s *Store) setNames(ctx context.Context, target, manifest ocispec.Descripto
 	if err != nil {
 		return fmt.Errorf("record image: %w", err)
 	}
-	// The pull holds the chain, so this does not wait.
+	// The chain is held, so this does not wait.
 	if err := s.keeper.hold(context.WithoutCancel(ctx), e.chain); err != nil {
 		return err
 	}
@@ -343,18 +345,28 @@ func (s *Store) loadIndex(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store) loadRecord(ctx context.Context, record images.Image) (*entry, error) {
+// manifestOf is the manifest of a record's image: its target, or what was chosen from that.
+func (s *Store) manifestOf(ctx context.Context, record images.Image) (ocispec.Descriptor, error) {
 	d := record.Target
-	if chosen := digest.Digest(record.Labels[labelManifest]); chosen != "" && chosen != d.Digest {
-		info, err := s.content.Info(ctx, chosen)
-		if err != nil {
-			return nil, err
-		}
-		raw, err := content.ReadBlob(ctx, s.content, ocispec.Descriptor{Digest: chosen, Size: info.Size})
-		if err != nil {
-			return nil, err
-		}
-		d = ocispec.Descriptor{Digest: chosen, Size: info.Size, MediaType: manifestType(raw)}
+	chosen := digest.Digest(record.Labels[labelManifest])
+	if chosen == "" || chosen == d.Digest {
+		return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, nil
+	}
+	info, err := s.content.Info(ctx, chosen)
+	if err != nil {
+		return d, err
+	}
+	raw, err := content.ReadBlob(ctx, s.content, ocispec.Descriptor{Digest: chosen, Size: info.Size})
+	if err != nil {
+		return d, err
+	}
+	return ocispec.Descriptor{Digest: chosen, Size: info.Size, MediaType: manifestType(raw)}, nil
+}
+
+func (s *Store) loadRecord(ctx context.Context, record images.Image) (*entry, error) {
+	d, err := s.manifestOf(ctx, record)
+	if err != nil {
+		return nil, err
 	}
 	e, err := s.load(ctx, d)
 	if err != nil {

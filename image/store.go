@@ -193,7 +193,8 @@ func (s *Store) Status(_ context.Context, ref string) (Image, error) {
 }
 
 // Remove removes the image that ref means (as Status reads it) with all of its names, and its blobs and layers as far as
-// nothing else needs them. One that is not here is no error. Layers that containers use stay until those are gone.
+// nothing else needs them. One that is not here is no error, a pinned one is errdefs.ErrFailedPrecondition. Layers that
+// containers use stay until those are gone.
 func (s *Store) Remove(ctx context.Context, ref string) error {
 	ctx = s.storeContext(ctx)
 	removed, err := s.removeNames(ctx, ref)
@@ -218,15 +219,10 @@ func (s *Store) removeNames(ctx context.Context, ref string) (bool, error) {
 		return false, err
 	}
 	names := s.index.names(e.ID)
-	err = s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range names {
-			if err := s.images.Delete(boltutil.WithTransaction(ctx, tx), name); err != nil && !errdefs.IsNotFound(err) {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.refusePinned(append([]string{e.ID}, names...)); err != nil {
+		return false, fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	if err := s.deleteNames(ctx, names); err != nil {
 		return false, fmt.Errorf("remove image %s: %w", ref, err)
 	}
 	s.forget(s.index.drop(names))

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,16 +24,18 @@ type Error struct {
 	// Cause is the error that ended it.
 	Cause error
 	kind  error
+	verb  string // "" is get
 }
 
 // Error implements error.
 func (e *Error) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "get %s: %v", e.What, e.Cause)
+	verb := cmp.Or(e.verb, "get")
+	fmt.Fprintf(&b, "%s %s: %v", verb, e.What, e.Cause)
 	begin := "; tried "
 	if n := len(e.Attempts); n > 0 && strings.HasSuffix(e.Attempts[n-1].String(), e.Cause.Error()) {
 		b.Reset() // the last attempt says it
-		fmt.Fprintf(&b, "get %s", e.What)
+		fmt.Fprintf(&b, "%s %s", verb, e.What)
 		begin = ": tried "
 	}
 	for i, a := range e.Attempts {
