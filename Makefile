@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e e2e-runc bench lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e e2e-runc bench bench-pull lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ e2e-runc: build ## those tests of the real daemon that any runtime must pass, wi
 
 bench: build ## figures beside containerd with runc in the same run, as a table and bench/results.json (as root, 12 min)
 	hack/bench/run
+
+bench-pull: build ## figures: pulls of large images, ours and containerd's (as root)
+	hack/benchpull/run
 
 lint: ## gofmt, vet, staticcheck, cross-build for arm64
 	$(GO) run ./hack/ci lint

@@ -16,7 +16,8 @@ const (
 	bigBytes  = 50 << 20
 )
 
-// addBig makes the images for pulling at size: about 400 MB and 12,400 files in 8 layers, in each compression.
+// addBig makes the images for pulling at size: about 400 MB and 12,400 files in 8 layers, in each compression, and the same
+// in one layer.
 func addBig(l *layout) error {
 	for _, compression := range []string{"gzip", "zstd"} {
 		var layers []layer
@@ -32,7 +33,19 @@ func addBig(l *layout) error {
 			return err
 		}
 	}
-	return nil
+	all, err := l.layer("gzip", func(w *tar.Writer) error {
+		for n := range bigLayers {
+			if err := writeBig(w, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	config := ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"/none"}, Labels: map[string]string{"compression": "gzip-one"}}
+	return l.add(image{layers: []layer{all}, config: config}, "criserver/big:gzip-one")
 }
 
 // writeBig writes layer n: sizes are log-normal, as those of installed files are, and scaled to bigBytes.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -63,7 +64,33 @@ func newRegistry(dir string) (http.Handler, error) {
 			return nil, err
 		}
 	}
-	return handler, nil
+	return ranges{handler, blobs}, nil
+}
+
+// ranges answers for blobs by the file, with ranges of every kind; the registry knows only one.
+type ranges struct {
+	http.Handler
+	blobs blobDir
+}
+
+// ServeHTTP implements http.Handler.
+func (h ranges) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, name, ok := strings.Cut(r.URL.Path, "/blobs/")
+	d, err := digest.Parse(name)
+	if r.Method != http.MethodGet || !ok || err != nil {
+		h.Handler.ServeHTTP(w, r)
+		return
+	}
+	file, err := os.Open(h.blobs.path(d))
+	if err != nil {
+		h.Handler.ServeHTTP(w, r) // says so as a registry does
+		return
+	}
+	defer file.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Docker-Content-Digest", d.String())
+	w.Header().Set("ETag", `"`+d.String()+`"`)
+	http.ServeContent(w, r, "", time.Time{}, file)
 }
 
 // publish puts a manifest, and those below it, into the registry under repository and target.

@@ -212,8 +212,13 @@ func (d *Daemon) Kill() {
 
 // Remove deletes the directories of a daemon that was stopped, and lets go of the connection.
 func (d *Daemon) Remove() error {
+	return errors.Join(os.RemoveAll(filepath.Dir(d.RootDir)), d.RemoveState())
+}
+
+// RemoveState deletes the state directory of a daemon that was stopped and whose shim has ended, and lets go of the connection.
+func (d *Daemon) RemoveState() error {
 	_ = d.conn.Close() // it may have been closed before
-	return errors.Join(os.RemoveAll(filepath.Dir(d.RootDir)), os.RemoveAll(d.StateDir))
+	return os.RemoveAll(d.StateDir)
 }
 
 // LogTail is the last n lines of the daemon's log, long ones cut.
