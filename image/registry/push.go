@@ -35,9 +35,9 @@ const sourceAnnotation = "containerd.io/distribution.source."
 
 // The bounds of trying an upload again.
 const (
-	maxUploads = 4
-	maxResets  = 8
-	firstDelay = 500 * time.Millisecond
+	maxUploads       = 4
+	maxResets        = 8
+	firstUploadDelay = 500 * time.Millisecond
 )
 
 // Pusher puts manifests and blobs into the repository. Its methods may be called concurrently.
@@ -72,7 +72,7 @@ func (p *Pusher) Push(ctx context.Context, d ocispec.Descriptor, from string, op
 	if from != "" {
 		d.Annotations = map[string]string{sourceAnnotation + p.host: from}
 	}
-	for attempt, delay := 1, firstDelay; ; attempt, delay = attempt+1, 4*delay {
+	for attempt, delay := 1, firstUploadDelay; ; attempt, delay = attempt+1, 4*delay {
 		how, err := p.once(ctx, d, open)
 		if err == nil || ctx.Err() != nil || attempt == maxUploads || !errdefs.IsUnavailable(err) {
 			return how, err
