@@ -139,6 +139,9 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	if !ok || pod.State != ready {
 		return fmt.Errorf("pod %s was stopped meanwhile: %w", c.PodID, errdefs.ErrFailedPrecondition)
 	}
+	if err := e.checkMappedMounts(pod.Pod.Handler, c.Mounts); err != nil {
+		return err
+	}
 	dir := e.store.containerDir(c.PodID, c.ID)
 	if err := makeDir(dir, 0o700); err != nil {
 		return fmt.Errorf("container's directory: %w", err)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/criserver/criserver/engine/spec"
 	"github.com/criserver/criserver/shim/api"
 )
 
@@ -25,6 +27,8 @@ type Handler struct {
 	RecursiveReadonly bool
 	// UserNamespaces: pods can have user namespaces, if the node can.
 	UserNamespaces bool
+	// MappedMounts: the owners of mounts can be mapped.
+	MappedMounts bool
 	// Problem is why the handler cannot be used; nil when it can.
 	Problem error
 }
@@ -38,7 +42,7 @@ func (c *Config) completeHandlers() {
 	if c.Handlers == nil {
 		c.Handlers = map[string]Handler{}
 	}
-	c.Handlers[NativeHandler] = Handler{RecursiveReadonly: true, UserNamespaces: true}
+	c.Handlers[NativeHandler] = Handler{RecursiveReadonly: true, UserNamespaces: true, MappedMounts: true}
 }
 
 // handler finds the handler of a pod by its name, which may be empty.
@@ -80,4 +84,18 @@ func (e *Engine) runtimeOf(name string) (*api.Runtime, error) {
 		return nil, err
 	}
 	return &api.Runtime{Path: h.Path, Root: h.Root, SystemdCgroup: h.SystemdCgroup, Args: h.Args}, nil
+}
+
+// checkMappedMounts refuses mounts with mappings that the program of a handler would pass over.
+func (e *Engine) checkMappedMounts(handler string, mounts []spec.Mount) error {
+	for _, m := range mounts {
+		if len(m.UIDs)+len(m.GIDs) == 0 {
+			continue
+		}
+		if h, err := e.handler(handler); err != nil || !h.MappedMounts {
+			return errors.Join(err, fmt.Errorf("mount at %s has mappings of owners: the program of runtime handler %q does not say that it has those (features: linux.mountExtensions.idmap): %w",
+				m.Target, handler, errdefs.ErrInvalidArgument))
+		}
+	}
+	return nil
 }

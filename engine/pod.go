@@ -66,7 +66,8 @@ func (e *Engine) checkPod(p *spec.Pod) error {
 	case err != nil:
 		return err
 	case p.Security.Namespaces.User != nil && !h.UserNamespaces:
-		return bad("user namespace: runtime handler %q has none; use that of this node's own runtime, %q", p.Handler, NativeHandler)
+		return bad("user namespace: the program of runtime handler %q does not say that it has those with mapped mounts (features: linux.namespaces, linux.mountExtensions.idmap); runc has from 1.2 on, and this node's own runtime, %q, does",
+			p.Handler, NativeHandler)
 	}
 	if p.CgroupParent == "" {
 		// Nobody has made a cgroup with the pod's limits, so it is ours to make.

@@ -15,6 +15,16 @@ func (c *compiler) layers(m *specs.Mount) error {
 	if err != nil {
 		return err
 	}
+	tree, err := c.overlayTree(o)
+	if err != nil {
+		return err
+	}
+	c.attach(tree, m.Destination, true)
+	return nil
+}
+
+// overlayTree makes a mount of an overlay that is attached nowhere. In a user namespace its owners are the namespace's.
+func (c *compiler) overlayTree(o overlayOptions) (plan.Reg, error) {
 	c.mapLayers(o)
 	c.forgetVolatile(o)
 	tree := c.Reg()
@@ -29,16 +39,15 @@ func (c *compiler) layers(m *specs.Mount) error {
 			c.FsconfigString(fs, "workdir", o.work)
 		}
 		if err := c.configure(fs, o.other); err != nil {
-			return err
+			return 0, err
 		}
 		c.Fsmount(tree, fs, o.set)
 		c.Close(fs)
-		c.attach(tree, m.Destination, true)
-		return nil
+		return tree, nil
 	}
 	text, common, err := o.classic()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	// It lies over a directory of the host, in the stage's mount namespace, until it was copied.
 	c.Chdir(common)
@@ -47,8 +56,7 @@ func (c *compiler) layers(m *specs.Mount) error {
 	c.MountSetattr(tree, 0, o.set, 0, unix.MS_PRIVATE)
 	c.Umount(o.place())
 	c.Chdir("/")
-	c.attach(tree, m.Destination, true)
-	return nil
+	return tree, nil
 }
 
 // isMapped says whether a path of the host is in a layer that mapLayers has covered.

@@ -43,6 +43,12 @@ type mountOptions struct {
 	filesystem       []string // for the filesystem: key or key=value
 }
 
+// IsMountAttribute says whether an option is one of a mount, such as ro, and not of a filesystem.
+func IsMountAttribute(option string) bool {
+	_, ok := settable[option]
+	return ok
+}
+
 func parseOptions(options []string) (mountOptions, error) {
 	var m mountOptions
 	for _, o := range options {

@@ -39,7 +39,8 @@ type Pod struct {
 	// Shm is the shared memory for Config.Shm: a mount that is attached nowhere, or where the kernel cannot copy such a
 	// mount a mount namespace with it as the root. Nil without.
 	Shm *os.File
-	// Proc is a mount namespace with the proc of the pod's pid namespace as the root; nil where the kernel can do without.
+	// Proc is a mount namespace with the proc of the pod's pid namespace as the root; nil where the kernel can do without, unless the
+	// pod has a user namespace.
 	Proc *os.File
 	// Holder is the init process of the pid namespace, nil without one. It runs, and the caller reaps it.
 	Holder *Process

@@ -156,6 +156,8 @@ func TestPlans(t *testing.T) {
 			in.shm, in.rootAt = 6, "/run/c/rootfs"
 			return compileAttach(in, Attachment{Rootfs: in.rootfs, Root: in.rootAt, Shm: os.Stdin, ShmAt: "/run/c/shm"})
 		},
+		"attach-user":            func() (*built, error) { return attachUser(newKernel) },
+		"attach-user-old-kernel": func() (*built, error) { return attachUser(oldKernel) },
 		"pod-old-kernel": func() (*built, error) {
 			return compilePod(goldenInput(goldenSpec(), oldKernel), PodConfig{IPC: true, PID: true, ShmSize: 1 << 20})
 		},
@@ -236,5 +238,18 @@ func FuzzCompile(f *testing.F) {
 			}
 			_, _ = built.plan.Encode() // an error is fine: a NUL in a string, too many mounts
 		}
+	})
+}
+
+// attachUser is all that is attached of a container with a user namespace.
+func attachUser(host Host) (*built, error) {
+	in := goldenInput(goldenSpec(), host)
+	in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	in.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+	in.spec.Linux.GIDMappings = in.spec.Linux.UIDMappings
+	in.shm, in.proc, in.userns, in.rootAt = 6, 7, 8, "/run/c/rootfs"
+	return compileAttach(in, Attachment{
+		Rootfs: in.rootfs, Root: in.rootAt, Shm: os.Stdin, ShmAt: "/run/c/shm", Proc: os.Stdin, ProcAt: "/run/m/0", User: os.Stdin, Spec: in.spec,
+		Overlays: []Overlay{{layersMount.Options, "/run/m/1"}}, Filesystems: []Filesystem{{"sysfs", "/run/m/2"}},
 	})
 }

@@ -98,7 +98,8 @@ func podRoots(h Host, pod PodConfig) []podRoot {
 	if pod.ShmSize > 0 && !h.CloneDetached {
 		roots = append(roots, podRoot{shmRoot, "tmpfs", pod.shmOptions(), hidden})
 	}
-	if pod.PID && !h.ProcPidns {
+	// Programs that enter the user namespace first cannot make a proc of a pid namespace that it does not own.
+	if pod.PID && (!h.ProcPidns || pod.owner != nil) {
 		roots = append(roots, podRoot{procRoot, "proc", nil, hidden})
 	}
 	return roots

@@ -27,33 +27,46 @@ type Container struct {
 	binary Binary
 	id     string
 	dir    string
+	mounts string // where its filesystems are mounted; see record
 }
 
-// New records that a container is run by b. What an earlier start left is the caller's to clean up first (Load).
-func New(b Binary, id, dir string) (*Container, error) {
+// record is what is kept of a container.
+type record struct {
+	Binary
+	// Mounts is a directory for the root and other overlays of a container with a user namespace. The program enters that before it
+	// takes the root by its path, which root in there must be able to walk: a bundle is nobody else's. "": in the bundle.
+	Mounts string `json:"mounts,omitempty"`
+}
+
+// New records that a container is run by b. What an earlier start left is the caller's to clean up first (Load). mounts is for one
+// with a user namespace, else empty: a directory to be made, in one that anybody may search.
+func New(b Binary, id, dir, mounts string) (*Container, error) {
 	if err := b.Check(); err != nil {
 		return nil, err
+	}
+	if mounts != "" && !filepath.IsAbs(mounts) {
+		return nil, fmt.Errorf("directory of mounts %q must be absolute: %w", mounts, errdefs.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(b.Root, 0o711); err != nil {
 		return nil, fmt.Errorf("state directory of %s: %w", b.name(), err)
 	}
-	return &Container{b, id, dir}, fsx.ReplaceJSON(filepath.Join(dir, recordFile), b)
+	return &Container{b, id, dir, mounts}, fsx.ReplaceJSON(filepath.Join(dir, recordFile), record{b, mounts})
 }
 
 // Load finds the program that runs the container of a directory. It is nil for one that none runs.
 func Load(id, dir string) (*Container, error) {
-	var b Binary
-	err := fsx.ReadJSON(filepath.Join(dir, recordFile), &b)
+	var r record
+	err := fsx.ReadJSON(filepath.Join(dir, recordFile), &r)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err == nil {
-		err = b.Check()
+		err = r.Check()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &Container{b, id, dir}, nil
+	return &Container{r.Binary, id, dir, r.Mounts}, nil
 }
 
 func (c *Container) bundle() string { return filepath.Join(c.dir, bundleDir) }
@@ -70,13 +83,11 @@ type Process struct {
 // Create makes a container whose process waits for Start. sockets is a directory with a short name. When it fails,
 // Cleanup removes what is left.
 func (c *Container) Create(ctx context.Context, rt Attacher, config native.Config, sockets string) (*Process, error) {
-	bundle := c.bundle()
-	for _, dir := range []string{bundle, filepath.Join(bundle, rootfsName), filepath.Join(bundle, shmName)} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return nil, err
-		}
+	bundle, b := c.bundle(), c.plan(config)
+	if err := b.mkdirs(); err != nil {
+		return nil, err
 	}
-	text, err := json.Marshal(bundleSpec(config, bundle, os.Getpid()))
+	text, err := json.Marshal(b.spec(config, os.Getpid()))
 	if err != nil {
 		return nil, fmt.Errorf("encode the OCI spec: %w", err)
 	}
@@ -84,7 +95,7 @@ func (c *Container) Create(ctx context.Context, rt Attacher, config native.Confi
 		return nil, err
 	}
 	if config.Rootfs != nil || config.Shm != nil {
-		if err := rt.Attach(ctx, attachment(config, bundle)); err != nil {
+		if err := rt.Attach(ctx, b.attachment(config)); err != nil {
 			return nil, err
 		}
 	}
@@ -215,7 +226,10 @@ func (c *Container) Cleanup(ctx context.Context) error {
 	if _, err := os.Lstat(state); err == nil {
 		errs = append(errs, c.delete(ctx, state))
 	}
-	errs = append(errs, removeBundle(c.bundle()))
+	errs = append(errs, removeMounts(c.bundle(), []string{rootfsName, shmName}))
+	if c.mounts != "" {
+		errs = append(errs, removeMountsIn(c.mounts))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -15,6 +15,10 @@ type Features struct {
 	Known bool
 	// RecursiveReadonly: a mount can be made read-only with all that is mounted below it ("rro").
 	RecursiveReadonly bool
+	// UserNamespaces: a container can have a user namespace, and mounts with owners as it has them.
+	UserNamespaces bool
+	// MappedMounts: owners of a mount can be mapped ("uidMappings"). Older programs pass over what says so.
+	MappedMounts bool
 	// Version is the newest version of the OCI runtime spec that it takes; "" when it does not say.
 	Version string
 }
@@ -42,9 +46,21 @@ func parseFeatures(text []byte) Features {
 	var said struct {
 		Max          string   `json:"ociVersionMax"`
 		MountOptions []string `json:"mountOptions"`
+		Linux        struct {
+			Namespaces      []string `json:"namespaces"`
+			MountExtensions struct {
+				IDMap struct {
+					Enabled bool `json:"enabled"`
+				} `json:"idmap"`
+			} `json:"mountExtensions"`
+		} `json:"linux"`
 	}
 	if json.Unmarshal(text, &said) != nil {
 		return Features{}
 	}
-	return Features{Known: true, RecursiveReadonly: slices.Contains(said.MountOptions, "rro"), Version: said.Max}
+	mapped := said.Linux.MountExtensions.IDMap.Enabled
+	return Features{
+		Known: true, RecursiveReadonly: slices.Contains(said.MountOptions, "rro"), Version: said.Max, MappedMounts: mapped,
+		UserNamespaces: mapped && slices.Contains(said.Linux.Namespaces, "user"),
+	}
 }

@@ -47,7 +47,7 @@ func TestBundleSpec(t *testing.T) {
 		Spec: spec, Rootfs: &native.Mount{Type: "overlay"}, Shm: os.Stdin,
 		Namespaces: map[specs.LinuxNamespaceType]*os.File{specs.IPCNamespace: ipc},
 	}
-	got, err := json.MarshalIndent(bundleSpec(c, "/run/c/bundle", 77), "", "  ")
+	got, err := json.MarshalIndent((&Container{dir: "/run/c"}).plan(c).spec(c, 77), "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +67,46 @@ func TestBundleSpec(t *testing.T) {
 	}
 	if diff := cmp.Diff(string(want), text); diff != "" {
 		t.Errorf("not the golden one (go test -update writes it anew):\n%s", diff)
+	}
+}
+
+// TestBundleSpecInUser is of a container that cannot mount everything by itself.
+func TestBundleSpecInUser(t *testing.T) {
+	mapping := []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+	c := native.Config{
+		Rootfs: &native.Mount{Type: "overlay"}, Proc: os.Stdin,
+		Namespaces: map[specs.LinuxNamespaceType]*os.File{specs.UserNamespace: os.Stdin, specs.PIDNamespace: os.Stdin},
+		Spec: &specs.Spec{
+			Mounts: []specs.Mount{
+				{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+				{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "ro"}},
+				{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue"},
+				{Destination: "/image", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b", "ro"}},
+			},
+			Linux: &specs.Linux{UIDMappings: mapping, GIDMappings: mapping, Namespaces: []specs.LinuxNamespace{
+				{Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.PIDNamespace}, {Type: specs.UserNamespace},
+			}},
+		},
+	}
+	b := (&Container{dir: "/run/c", mounts: "/run/mounts/c"}).plan(c)
+	got := b.spec(c, 77)
+	if got.Root.Path != "/run/mounts/c/rootfs" || got.Linux.UIDMappings != nil || got.Linux.GIDMappings != nil || got.Linux.Namespaces[3].Path != "/proc/77/fd/0" {
+		t.Errorf("root %v, linux %+v", got.Root, got.Linux)
+	}
+	bind := func(to, from string, options ...string) specs.Mount {
+		return specs.Mount{Destination: to, Type: "bind", Source: from, Options: append([]string{"rbind", "rprivate"}, options...)}
+	}
+	want := []specs.Mount{
+		bind("/proc", "/run/mounts/c/0", "nosuid", "noexec", "nodev"), bind("/sys", "/run/mounts/c/1", "nosuid", "ro"), c.Spec.Mounts[2],
+		bind("/image", "/run/mounts/c/3", "ro"),
+	}
+	if diff := cmp.Diff(want, got.Mounts); diff != "" {
+		t.Error(diff)
+	}
+	a := b.attachment(c)
+	if a.User == nil || a.ProcAt != "/run/mounts/c/0" || !slices.Equal(a.Filesystems, []native.Filesystem{{Type: "sysfs", At: "/run/mounts/c/1"}}) ||
+		len(a.Overlays) != 1 || a.Overlays[0].At != "/run/mounts/c/3" {
+		t.Errorf("%+v", a)
 	}
 }
 
@@ -121,6 +161,8 @@ func TestParseFeatures(t *testing.T) {
 		"{":  {},
 		"{}": {Known: true},
 		`{"ociVersionMin":"1.0.0","ociVersionMax":"1.3.0","mountOptions":["ro","rro"],"linux":{}}`: {Known: true, RecursiveReadonly: true, Version: "1.3.0"},
+		`{"ociVersionMax":"1.2.0","linux":{"namespaces":["pid","user"]}}`:                          {Known: true, Version: "1.2.0"},
+		`{"linux":{"namespaces":["pid","user"],"mountExtensions":{"idmap":{"enabled":true}}}}`:     {Known: true, UserNamespaces: true, MappedMounts: true},
 	} {
 		if got := parseFeatures([]byte(text)); got != want {
 			t.Errorf("%q: %+v, want %+v", text, got, want)
@@ -161,7 +203,7 @@ func TestRemoveBundle(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := removeBundle(bundle); err != nil {
+		if err := removeMounts(bundle, []string{rootfsName, shmName}); err != nil {
 			t.Fatal(err)
 		}
 	}

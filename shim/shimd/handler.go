@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/native"
@@ -78,6 +79,9 @@ func (h handler) Attach(ctx context.Context, a native.Attachment) error {
 	return h.s.runtime.Attach(ctx, a)
 }
 
+// mountsDir is the directory, in that of the shim, for what programs are to find mounted from within user namespaces.
+const mountsDir = "mounts"
+
 // useBinary records that a container is run by a program, if it is. What a start that was cut short has left is undone first.
 func (s *Server) useBinary(ctx context.Context, c *container, r *api.Runtime, cgroupsPath string) error {
 	if r == nil {
@@ -86,8 +90,12 @@ func (s *Server) useBinary(ctx context.Context, c *container, r *api.Runtime, cg
 	if err := s.cleanDirectory(ctx, c.id, c.dir, cgroupsPath); err != nil {
 		return err
 	}
+	mounts := ""
+	if slices.Contains(c.record.Namespaces, userSpace) {
+		mounts = filepath.Join(s.config.State, mountsDir, c.id)
+	}
 	var err error
-	c.binary, err = runc.New(runc.Binary{Path: r.Path, Root: r.Root, SystemdCgroup: r.SystemdCgroup, Args: r.Args}, c.id, c.dir)
+	c.binary, err = runc.New(runc.Binary{Path: r.Path, Root: r.Root, SystemdCgroup: r.SystemdCgroup, Args: r.Args}, c.id, c.dir, mounts)
 	return err
 }
 

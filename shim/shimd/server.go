@@ -83,6 +83,9 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	defer s.watch.close()
 	removeSockets(c.State)
+	if err := os.MkdirAll(filepath.Join(c.State, mountsDir), 0o711); err != nil {
+		return err
+	}
 	if err := s.adopt(ctx); err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func handlersOf(ctx context.Context, cfg config.Config, log *slog.Logger) map[st
 				log.Warn("a runtime of the configuration cannot be run; pods that name it are refused", "runtime", name, "error", err)
 				h.Problem = err
 			}
-			h.RecursiveReadonly = features.RecursiveReadonly
+			h.RecursiveReadonly, h.UserNamespaces, h.MappedMounts = features.RecursiveReadonly, features.UserNamespaces, features.MappedMounts
 			mu.Lock()
 			defer mu.Unlock()
 			all[name] = h

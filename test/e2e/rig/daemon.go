@@ -96,7 +96,7 @@ func (p *Place) NewDaemonWith(ctx context.Context, name string, s Settings, tabl
 		Config: filepath.Join(base, "config.toml"),
 	}
 	for _, dir := range []string{d.RootDir, d.StateDir, d.NetnsDir, d.CDIDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // as a daemon makes that of its state: user namespaces have mounts in there
 			return nil, err
 		}
 	}
