@@ -176,6 +176,9 @@ func (d *Decoder) dynamic() error {
 // lengths reads the lengths of both codes.
 func (d *Decoder) lengths(table *[1 << lengthBits]entry, lengths []uint8) error {
 	for i := 0; i < len(lengths); {
+		if d.overrun() { // the padding is shorter than what lengths can take
+			return d.inputErr()
+		}
 		d.load()
 		e := table[d.bits&(1<<lengthBits-1)]
 		if e&special != 0 {
