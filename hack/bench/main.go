@@ -19,14 +19,15 @@ import (
 )
 
 type options struct {
-	quick      bool
-	tools, out string
+	quick                   bool
+	tools, floorSource, out string
 }
 
 func main() {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "fewer of everything: a minute, and figures that vary more")
 	flag.StringVar(&o.tools, "tools", "hack/cache/bin", "`directory` with containerd, runc, crictl, and plugins in its cni")
+	flag.StringVar(&o.floorSource, "floor", "hack/floor", "`directory` with the sources of the floor programs")
 	flag.StringVar(&o.out, "o", "bench/results.json", "`file` to write")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -35,7 +36,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options) (err error) {
+func run(ctx context.Context, o options) error {
 	tools, err := filepath.Abs(o.tools)
 	if err != nil {
 		return err
@@ -49,7 +50,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.quick {
 		b.sizes = quickSizes
 	}
-	if err := b.start(ctx, st); err != nil {
+	if err := b.start(ctx, st, o.floorSource); err != nil {
 		return err
 	}
 	for _, step := range []struct {
@@ -74,13 +75,16 @@ func run(ctx context.Context, o options) (err error) {
 }
 
 // start starts who takes part.
-func (b *bench) start(ctx context.Context, st *stage) (err error) {
+func (b *bench) start(ctx context.Context, st *stage, floorSource string) (err error) {
 	var errs [4]error
 	b.ours, _, errs[0] = st.ours(ctx, "ours", "")
 	b.peer, errs[1] = st.containerd(ctx, "containerd")
 	b.plugins, errs[2] = st.oursWithPlugins(ctx, "plugins")
 	b.without, _, errs[3] = st.ours(ctx, "nopool", "netns_pool = 0")
 	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	if b.floor, err = st.startFloor(ctx, floorSource, b.ours); err != nil {
 		return err
 	}
 	b.report.Ours, b.report.Peer = b.ours.version, b.peer.version+" with runc"

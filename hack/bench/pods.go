@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -34,6 +35,7 @@ type bench struct {
 	report           *report
 	ours, peer       *subject
 	plugins, without *subject // ours with the stock plugins, and without a pool of network namespaces
+	floor            *floor
 }
 
 func (b *bench) both() []*subject { return []*subject{b.ours, b.peer} }
@@ -83,7 +85,13 @@ func (b *bench) single(ctx context.Context) error {
 			}
 			used[s] += cpu
 		}
+		cpu, err := b.floor.cycle()
+		if err != nil {
+			return err
+		}
+		used[b.floor.subject] += cpu
 	}
+	n := float64(b.cycles)
 	for _, g := range []struct {
 		name string
 		ours *subject
@@ -99,8 +107,14 @@ func (b *bench) single(ctx context.Context) error {
 				b.report.add(g.name, name+" "+q.name, "ms", g.ours.times.ms(name, q.q), b.peer.times.ms(name, q.q))
 			}
 		}
-		n := float64(b.cycles)
 		b.report.add(g.name, "CPU a pod cycle", "ms", ptr(used[g.ours]/n), ptr(used[b.peer]/n))
+	}
+	for _, g := range []string{groupBuiltin, groupNoPool} {
+		for _, name := range []string{"pod up", "pod down"} {
+			b.report.floor(g, name+" p50", b.floor.times.ms(name, 0.5))
+			b.report.floor(g, name+" p95", b.floor.times.ms(name, 0.95))
+		}
+		b.report.floor(g, "CPU a pod cycle", ptr(used[b.floor.subject]/n))
 	}
 	return nil
 }
@@ -116,12 +130,9 @@ func (b *bench) exec(ctx context.Context) error {
 		}
 	}
 	time.Sleep(10 * settle)
-	for range b.execs {
-		for _, s := range b.both() {
-			if err := s.exec(ctx, pods[s][0], "ExecSync"); err != nil {
-				return err
-			}
-		}
+	floorCPU, err := b.execsInTurn(ctx, pods)
+	if err != nil {
+		return err
 	}
 	rate, cpu := map[*subject]*float64{}, map[*subject]*float64{}
 	for _, s := range b.both() {
@@ -149,7 +160,31 @@ func (b *bench) exec(ctx context.Context) error {
 	b.report.add(groupExec, "ExecSync, 8 at once", "1/s", rate[b.ours], rate[b.peer])
 	b.report.add(groupExec, "ExecSync, 8 at once, p50", "ms", b.ours.times.ms("ExecSync at once", 0.5), b.peer.times.ms("ExecSync at once", 0.5))
 	b.report.add(groupExec, "CPU an exec", "ms", cpu[b.ours], cpu[b.peer])
+	b.report.floor(groupExec, "ExecSync p50", b.floor.times.ms("exec", 0.5))
+	b.report.floor(groupExec, "ExecSync p95", b.floor.times.ms("exec", 0.95))
+	b.report.floor(groupExec, "CPU an exec", ptr(floorCPU/float64(b.execs)))
 	return nil
+}
+
+// execsInTurn has each run one exec after the other's, and answers with the CPU of the floor's.
+func (b *bench) execsInTurn(ctx context.Context, pods map[*subject][]*pod) (float64, error) {
+	floorCPU := 0.0
+	if err := errors.Join(b.floor.do('p', ""), b.floor.do('u', "")); err != nil {
+		return 0, err
+	}
+	for range b.execs {
+		for _, s := range b.both() {
+			if err := s.exec(ctx, pods[s][0], "ExecSync"); err != nil {
+				return 0, err
+			}
+		}
+		used, err := b.floor.using(func() error { return b.floor.do('e', "exec") })
+		if err != nil {
+			return 0, err
+		}
+		floorCPU += used
+	}
+	return floorCPU, b.floor.do('d', "")
 }
 
 // atOnce measures pods a second, several at once.

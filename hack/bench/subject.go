@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -241,13 +242,8 @@ func (s *subject) memory() (memory, error) {
 	}
 	daemon := s.pid()
 	for _, pid := range all {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil {
-			continue // it ended
-		}
-		cmdline := strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))
 		switch kib := float64(pss(pid)); {
-		case cmdline == strings.Join(sleeping, " "):
+		case cmdline(pid) == strings.Join(sleeping, " "):
 			m.workload += kib
 		case pid == daemon:
 			m.daemon += kib
@@ -256,6 +252,24 @@ func (s *subject) memory() (memory, error) {
 		}
 	}
 	return m, nil
+}
+
+// workloads are the processes that sleep in pods.
+func (s *subject) workloads() ([]int, error) {
+	all, err := s.host.Processes(s.cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(pid int) bool { return cmdline(pid) != strings.Join(sleeping, " ") }), nil
+}
+
+// cmdline is a process's command line; "" when it ended.
+func cmdline(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))
 }
 
 // pss reads a process's proportional set size, KiB; 0 when it has none.
