@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/criserver/criserver/test/e2e/rig"
@@ -20,16 +21,26 @@ import (
 
 type options struct {
 	quick                   bool
+	scale                   int
+	only                    string
 	tools, floorSource, out string
 }
 
 func main() {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "fewer of everything: a minute, and figures that vary more")
+	flag.IntVar(&o.scale, "scale", -1, "`pods` of ours at once in the last measurement; 0 leaves it out (default 1000, with -quick 0)")
+	flag.StringVar(&o.only, "only", "", "leave out measurements whose `name` does not contain this")
 	flag.StringVar(&o.tools, "tools", "hack/cache/bin", "`directory` with containerd, runc, crictl, and plugins in its cni")
 	flag.StringVar(&o.floorSource, "floor", "hack/floor", "`directory` with the sources of the floor programs")
 	flag.StringVar(&o.out, "o", "bench/results.json", "`file` to write")
 	flag.Parse()
+	if o.scale < 0 {
+		o.scale = 1000
+		if o.quick {
+			o.scale = 0
+		}
+	}
 	if err := run(context.Background(), o); err != nil {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
 		os.Exit(1)
@@ -53,16 +64,17 @@ func run(ctx context.Context, o options) error {
 	if err := b.start(ctx, st, o.floorSource); err != nil {
 		return err
 	}
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"warm-up", b.warmUp},
-		{"pods, one at a time", b.single},
-		{"exec", b.exec},
-		{"pods at once", b.atOnce},
-		{"memory, list and stats", b.idleness},
-	} {
+	steps := b.steps(filepath.Join(tools, "crictl"))
+	if o.scale > 0 {
+		steps = append(steps, step{"scale", func(ctx context.Context) error {
+			b.alone()
+			return b.scale(ctx, b.daemon, o.scale)
+		}})
+	}
+	for _, step := range steps {
+		if !strings.Contains(step.name, o.only) && step.name != "warm-up" {
+			continue
+		}
 		start := time.Now()
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
@@ -74,10 +86,28 @@ func run(ctx context.Context, o options) error {
 	return b.report.write(o.out)
 }
 
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+func (b *bench) steps(crictl string) []step {
+	return []step{
+		{"warm-up", b.warmUp},
+		{"single pods", b.single},
+		{"exec", b.exec},
+		{"pods at once", b.atOnce},
+		{"idle pods", b.idleness},
+		{"log", b.logs},
+		{"streams", func(ctx context.Context) error { return b.streams(ctx, crictl) }},
+		{"network", b.network},
+	}
+}
+
 // start starts who takes part.
 func (b *bench) start(ctx context.Context, st *stage, floorSource string) (err error) {
 	var errs [4]error
-	b.ours, _, errs[0] = st.ours(ctx, "ours", "")
+	b.ours, b.daemon, errs[0] = st.ours(ctx, "ours", "")
 	b.peer, errs[1] = st.containerd(ctx, "containerd")
 	b.plugins, errs[2] = st.oursWithPlugins(ctx, "plugins")
 	b.without, _, errs[3] = st.ours(ctx, "nopool", "netns_pool = 0")

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/criserver/criserver/test/e2e/rig"
 )
 
 // sizes are how much is measured.
@@ -36,6 +38,7 @@ type bench struct {
 	ours, peer       *subject
 	plugins, without *subject // ours with the stock plugins, and without a pool of network namespaces
 	floor            *floor
+	daemon           *rig.Daemon // of ours
 }
 
 func (b *bench) both() []*subject { return []*subject{b.ours, b.peer} }

@@ -86,12 +86,20 @@ func (s *subject) failed(err error) error {
 	return fmt.Errorf("%s: %w\n%s", s.name, err, s.log())
 }
 
-// up brings a pod with one container up. With a name, the whole and its calls are noted as "NAME", "NAME RunPodSandbox" and so on.
-func (s *subject) up(ctx context.Context, name string, command ...string) (*pod, error) {
+// workload is what a container runs.
+type workload struct {
+	command []string
+	stdin   bool
+}
+
+// up brings a pod up whose container sleeps. With a name, the whole and its calls are noted as "NAME", "NAME RunPodSandbox" and so on.
+func (s *subject) up(ctx context.Context, name string) (*pod, error) {
+	return s.upWith(ctx, name, workload{command: sleeping})
+}
+
+// upWith is as up, with another workload.
+func (s *subject) upWith(ctx context.Context, name string, w workload) (*pod, error) {
 	number := s.number.Add(1)
-	if len(command) == 0 {
-		command = sleeping
-	}
 	p := &pod{config: &runtimev1.PodSandboxConfig{
 		Metadata: &runtimev1.PodSandboxMetadata{
 			Name: fmt.Sprintf("bench-%d", number), Namespace: "bench", Uid: fmt.Sprintf("bench-%s-%d-%d", s.name, os.Getpid(), number),
@@ -117,7 +125,7 @@ func (s *subject) up(ctx context.Context, name string, command ...string) (*pod,
 		}
 		err = s.part(name, "CreateContainer", func() error {
 			resp, err := s.runtime.CreateContainer(ctx, &runtimev1.CreateContainerRequest{
-				PodSandboxId: p.id, SandboxConfig: p.config, Config: s.container(command),
+				PodSandboxId: p.id, SandboxConfig: p.config, Config: s.container(w),
 			})
 			p.container = resp.GetContainerId()
 			return err
@@ -133,10 +141,10 @@ func (s *subject) up(ctx context.Context, name string, command ...string) (*pod,
 	return p, s.failed(err)
 }
 
-func (s *subject) container(command []string) *runtimev1.ContainerConfig {
+func (s *subject) container(w workload) *runtimev1.ContainerConfig {
 	return &runtimev1.ContainerConfig{
 		Metadata: &runtimev1.ContainerMetadata{Name: "main"}, Image: &runtimev1.ImageSpec{Image: s.image},
-		Command: command, LogPath: "main.log", Stdin: command[0] == "cat", Linux: &runtimev1.LinuxContainerConfig{
+		Command: w.command, LogPath: "main.log", Stdin: w.stdin, Linux: &runtimev1.LinuxContainerConfig{
 			SecurityContext: &runtimev1.LinuxContainerSecurityContext{NamespaceOptions: ownPID},
 		},
 	}
