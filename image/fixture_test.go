@@ -239,6 +239,9 @@ func openStore(t *testing.T, c Config) *Store {
 	if c.LayerGrace == 0 {
 		c.LayerGrace = time.Nanosecond
 	}
+	if c.Registry.Backoff == 0 {
+		c.Registry.Backoff = 5 * time.Millisecond
+	}
 	c.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	s, err := Open(t.Context(), c)
 	if err != nil {

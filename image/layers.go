@@ -129,7 +129,7 @@ func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.De
 		return layer.Result{}, err
 	}
 	defer source.close(ctx)
-	result, got, err := p.write(ctx, hold, source)
+	result, got, err := p.write(ctx, hold, source, d)
 	// What was sent decides what went wrong: a broken blob breaks the inflating and the tar in many ways.
 	if broken := source.verify(d, err); broken != nil {
 		return result, broken
@@ -145,14 +145,15 @@ func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.De
 }
 
 // write inflates a source into the directory of a layer, and gives the digest of the tar.
-func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Reader) (layer.Result, digest.Digest, error) {
+func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Reader, d ocispec.Descriptor) (layer.Result, digest.Digest, error) {
 	inflated, stop, err := inflate(source)
 	if err != nil {
 		return layer.Result{}, "", err
 	}
 	defer stop()
+	inflated = p.s.config.Limits.bound(inflated, d)
 	digester := digest.SHA256.Digester()
-	result, err := layer.Write(ctx, hold.Dir(), io.TeeReader(inflated, io.MultiWriter(digester.Hash(), &p.meter)), layer.Options{})
+	result, err := layer.Write(ctx, hold.Dir(), io.TeeReader(inflated, io.MultiWriter(digester.Hash(), &p.meter)), layer.Options{MaxSize: p.s.config.Limits.layerSize()})
 	return result, digester.Digest(), err
 }
 

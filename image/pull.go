@@ -97,10 +97,21 @@ func (p *pull) run(ctx context.Context, auth registry.Auth) (_ string, err error
 	if err != nil {
 		return "", err
 	}
+	if err := p.verified(ctx, target); err != nil {
+		return "", err
+	}
 	if id, ok := p.unchanged(ctx, target); ok {
 		return id, nil
 	}
 	return p.fetch(ctx, target)
+}
+
+// verified asks the verifiers, about an image that is here, too: they may have learned since.
+func (p *pull) verified(ctx context.Context, target ocispec.Descriptor) error {
+	p.meter.phase.Store(int32(Verifying))
+	defer p.meter.phase.Store(int32(Resolving))
+	defer p.meter.pause()()
+	return p.s.config.Verifiers.verify(ctx, p.named.String(), target)
 }
 
 // unchanged says whether the image is here, whole, under the names that it would get. Pods that want to know of a newer
@@ -235,6 +246,15 @@ func (p *pull) document(ctx context.Context, d ocispec.Descriptor) ([]byte, erro
 	if err == nil || !errdefs.IsNotFound(err) {
 		return data, err
 	}
+	for {
+		data, err := p.fetchDocument(ctx, d)
+		if err == nil || !errdefs.IsDataLoss(err) || !p.repo.Distrust(d.Digest) {
+			return data, err
+		}
+	}
+}
+
+func (p *pull) fetchDocument(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	stream, err := p.repo.Fetch(ctx, d)
 	if err != nil {
 		return nil, err

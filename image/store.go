@@ -38,6 +38,10 @@ type Config struct {
 	Parallel int
 	// LayerGrace is how long complete layers of a pull that failed are kept for another try; 0 is the snapshotter's default.
 	LayerGrace time.Duration
+	// Verifiers are asked about each image that is pulled.
+	Verifiers Verifiers
+	// Limits bound what a layer may unpack to.
+	Limits Limits
 	// Pinned are names or IDs ("sha256:...") of images that are reported as pinned.
 	Pinned []string
 	// Log gets what nobody is there to be told. Nil is slog.Default.

@@ -25,8 +25,7 @@ import (
 // The bounds of asking. Each round asks all endpoints; there is another one if an answer may be better later.
 const (
 	maxRounds  = 5
-	firstDelay = 250 * time.Millisecond // before the second round, then four times as long each
-	maxDelay   = 16 * time.Second
+	maxDelay   = 10 * time.Second // between rounds
 	maxLogins  = 2 // a token that has ended, then one that was got for it
 )
 
@@ -73,7 +72,7 @@ func (r *Repository) ask(ctx context.Context, q question) error {
 			return last
 		}
 		if wait == 0 {
-			wait = backoff(round)
+			wait = r.delay(round)
 		}
 		if err := pause(ctx, wait, r.wait); err != nil {
 			return err
@@ -81,9 +80,12 @@ func (r *Repository) ask(ctx context.Context, q question) error {
 	}
 }
 
-// backoff is how long to wait before the next round: longer each time, and not for all at the same time.
-func backoff(round int) time.Duration {
-	delay := min(firstDelay<<(2*min(round, 10)), maxDelay)
+// delay is how long to wait before the next round: longer each time, and not for all at the same time.
+func (r *Repository) delay(round int) time.Duration {
+	delay := r.backoff
+	for range min(round, 10) {
+		delay = min(3*delay, maxDelay)
+	}
 	return delay/2 + rand.N(delay)
 }
 
@@ -152,7 +154,7 @@ func (r *Repository) once(ctx context.Context, h *docker.RegistryHost, q questio
 		defer closeBody(response)
 		answer := &answerError{status: response.StatusCode, text: errorText(response)}
 		if after, ok := retryAfter(response, time.Now()); ok {
-			answer.after = max(after, time.Millisecond)
+			answer.after = after
 		}
 		note(ctx, response, answer.text, nil)
 		return answer

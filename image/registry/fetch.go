@@ -16,7 +16,7 @@ import (
 )
 
 // maxCuts is how often in succession a stream may break off without a byte in between.
-const maxCuts = 5
+const maxCuts = 4
 
 // Fetch opens a manifest or blob. A stream that breaks off is opened again where it did, at any endpoint, as long as bytes
 // come. What is longer or shorter than the descriptor says is errdefs.ErrDataLoss; the digest is the caller's to verify.
@@ -92,6 +92,7 @@ type body struct {
 	from        int64 // where it began
 	offset, end int64
 	stream      io.ReadCloser
+	source      *http.Response // whose body stream is
 	cuts        int
 	ctx         context.Context // of the request: it lives as long as the body
 	what        string
@@ -150,13 +151,11 @@ func (b *body) cut(err error) error {
 		err = io.ErrUnexpectedEOF
 	}
 	err = fmt.Errorf("broke off after %d of %d bytes: %w", b.offset, b.d.Size, err)
-	if b.ctx.Err() != nil {
+	note(b.ctx, b.source, "", err)
+	if b.cuts++; b.cuts > maxCuts || b.ctx.Err() != nil {
 		return err
 	}
-	if b.cuts++; b.cuts > maxCuts {
-		return err
-	}
-	return pause(b.ctx, backoff(b.cuts-1), b.r.wait)
+	return pause(b.ctx, b.r.delay(b.cuts-1), b.r.wait)
 }
 
 // open asks for what is missing.
@@ -202,7 +201,7 @@ func (b *body) take(r *http.Response) error {
 			return err
 		}
 	}
-	b.stream = r.Body
+	b.stream, b.source = r.Body, r
 	b.r.servedBy(b.d.Digest, r.Request.Context().Value(hostKey{}).(string))
 	return nil
 }

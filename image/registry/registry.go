@@ -1,12 +1,14 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -26,6 +28,7 @@ type Repository struct {
 	repository string // path within the registry
 	hosts      func() ([]docker.RegistryHost, error)
 	resolver   remotes.Resolver // for pushes
+	backoff    time.Duration
 	wait       func() func()
 	moved      func(int64)
 	own        []docker.RegistryHost // that no cache keeps
@@ -57,7 +60,7 @@ func Open(ctx context.Context, c Config, ref string, o Options) (*Repository, er
 	if repository == "" {
 		return nil, fmt.Errorf("image name %q: it has no repository: %w", ref, errdefs.ErrInvalidArgument)
 	}
-	r := &Repository{ref: ref, spec: spec, repository: repository, wait: o.Wait, moved: o.Moved}
+	r := &Repository{ref: ref, spec: spec, repository: repository, backoff: cmp.Or(c.Backoff, defaultBackoff), wait: o.Wait, moved: o.Moved}
 	get := sync.OnceValues(func() ([]docker.RegistryHost, error) {
 		hosts, err := c.endpoints(ctx, o.Auth, spec.Hostname(), r.repository)
 		if c.Cache == nil {

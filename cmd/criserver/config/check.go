@@ -79,15 +79,7 @@ func (c *Config) problems() []problem {
 	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
 	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
 	c.Workload.problems(add, absolute)
-	absolute("image.hosts_dir", c.Image.HostsDir)
-	if n := c.Image.Parallel; n < 1 || n > 256 {
-		add("image.parallel", "%d is not between 1 and 256", n)
-	}
-	for _, host := range c.Image.PlainHTTP {
-		if !isHost(host) {
-			add("image.plain_http", "%q is not a host or host:port", host)
-		}
-	}
+	c.Image.problems(add, absolute)
 	if c.CDI.Enabled && len(c.CDI.SpecDirs) == 0 {
 		add("cdi.spec_dirs", "is empty; turn CDI off with cdi.enabled instead")
 	}
@@ -102,6 +94,32 @@ func (c *Config) problems() []problem {
 	}
 	slices.SortStableFunc(all, func(a, b problem) int { return strings.Compare(a.key, b.key) })
 	return all
+}
+
+func (i *Image) problems(add func(string, string, ...any), absolute func(string, string)) {
+	absolute("image.hosts_dir", i.HostsDir)
+	if n := i.Parallel; n < 1 || n > 256 {
+		add("image.parallel", "%d is not between 1 and 256", n)
+	}
+	for _, host := range i.PlainHTTP {
+		if !isHost(host) {
+			add("image.plain_http", "%q is not a host or host:port", host)
+		}
+	}
+	for key, path := range map[string]string{"image.docker_config": i.DockerConfig, "image.verifier.bin_dir": i.Verifier.BinDir} {
+		if path != "" {
+			absolute(key, path)
+		}
+	}
+	if i.Verifier.Timeout == 0 {
+		add("image.verifier.timeout", "is 0s: a verifier needs some time")
+	}
+	if i.MaxLayerSize < 1<<20 {
+		add("image.max_layer_size", "%d is less than a MiB", i.MaxLayerSize)
+	}
+	if i.MaxInflateRatio < 1 {
+		add("image.max_inflate_ratio", "%d is less than 1", i.MaxInflateRatio)
+	}
 }
 
 func (n *NRI) problems(add func(string, string, ...any), absolute func(string, string)) {

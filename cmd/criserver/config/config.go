@@ -102,9 +102,20 @@ type Workload struct {
 type Image struct {
 	HostsDir          string   `toml:"hosts_dir"`
 	PlainHTTP         []string `toml:"plain_http"`
+	DockerConfig      string   `toml:"docker_config"`
 	NoProgressTimeout Duration `toml:"no_progress_timeout"`
 	Parallel          int      `toml:"parallel"`
+	MaxLayerSize      int64    `toml:"max_layer_size"`
+	MaxInflateRatio   int64    `toml:"max_inflate_ratio"`
 	Pinned            []string `toml:"pinned"`
+
+	Verifier Verifier `toml:"verifier"`
+}
+
+// Verifier says which programs are asked about each image that is pulled.
+type Verifier struct {
+	BinDir  string   `toml:"bin_dir"`
+	Timeout Duration `toml:"timeout"`
 }
 
 // CDI says where vendors describe devices.

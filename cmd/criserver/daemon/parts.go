@@ -29,11 +29,17 @@ func openImages(ctx context.Context, cfg config.Config, log *slog.Logger) (*imag
 	if noProgress == 0 {
 		noProgress = -1 // never, to the store
 	}
+	registries := registry.Config{HostsDirs: []string{cfg.Image.HostsDir}, PlainHTTP: cfg.Image.PlainHTTP}
+	if path := cfg.Image.DockerConfig; path != "" {
+		registries.Credentials = registry.DockerConfigFile(path)
+	}
 	store, err := image.Open(ctx, image.Config{
 		Root:       cfg.Root,
-		Registry:   registry.Config{HostsDirs: []string{cfg.Image.HostsDir}, PlainHTTP: cfg.Image.PlainHTTP},
+		Registry:   registries,
 		NoProgress: noProgress, Parallel: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
-		Log: log,
+		Verifiers: image.Verifiers{Dir: cfg.Image.Verifier.BinDir, Timeout: time.Duration(cfg.Image.Verifier.Timeout)},
+		Limits:    image.Limits{LayerSize: cfg.Image.MaxLayerSize, InflateRatio: cfg.Image.MaxInflateRatio},
+		Log:       log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
