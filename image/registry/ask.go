@@ -24,9 +24,9 @@ import (
 
 // The bounds of asking. Each round asks all endpoints; there is another one if an answer may be better later.
 const (
-	maxRounds  = 5
-	maxDelay   = 10 * time.Second // between rounds
-	maxLogins  = 2 // a token that has ended, then one that was got for it
+	maxRounds = 5
+	maxDelay  = 10 * time.Second // between rounds
+	maxLogins = 2                // a token that has ended, then one that was got for it
 )
 
 // question is what a repository is asked.
