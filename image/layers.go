@@ -161,6 +161,25 @@ func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Rea
 // decoder to have. Sixteen layers at once could otherwise ask for gigabytes.
 const maxWindow = 32 << 20
 
+// compression is what a stream begins as.
+type compression int
+
+const (
+	uncompressed compression = iota
+	compressedGzip
+	compressedZstd // or a frame that zstd skips
+)
+
+func compressionOf(magic []byte) compression {
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return compressedGzip
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18}):
+		return compressedZstd
+	}
+	return uncompressed
+}
+
 // inflate recognizes the compression by the first bytes, as media types are often wrong. Call stop at the end.
 func inflate(r io.Reader) (io.Reader, func(), error) {
 	buffered := bufio.NewReaderSize(r, 256<<10)
@@ -168,14 +187,14 @@ func inflate(r io.Reader) (io.Reader, func(), error) {
 	if err != nil && err != io.EOF {
 		return nil, nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+	switch compressionOf(magic) {
+	case compressedGzip:
 		z, err := gzip.NewReader(buffered)
 		if err != nil {
 			return nil, nil, err
 		}
 		return z, func() { _ = z.Close() }, nil
-	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+	case compressedZstd:
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
 		if err != nil {
 			return nil, nil, err

@@ -41,14 +41,14 @@ type outgoing struct {
 	release  func()
 }
 
-// outgoing finds what ref means and what of it is sent. The context that it answers belongs to the lease that keeps it.
-func (s *Store) outgoing(ctx context.Context, ref string, auth Auth, o SendOptions) (context.Context, *outgoing, error) {
+// outgoing finds what ref means and what of it is sent.
+func (s *Store) outgoing(ctx context.Context, ref string, auth Auth, o SendOptions) (*outgoing, error) {
 	if o.Platform != nil && o.All {
-		return nil, nil, fmt.Errorf("one platform and all platforms at once: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("one platform and all platforms at once: %w", errdefs.ErrInvalidArgument)
 	}
 	ctx, release, err := s.lease(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	out := &outgoing{s: s, release: release}
 	if err = out.find(ctx, ref, auth); err == nil {
@@ -56,9 +56,9 @@ func (s *Store) outgoing(ctx context.Context, ref string, auth Auth, o SendOptio
 	}
 	if err != nil {
 		out.close()
-		return nil, nil, err
+		return nil, err
 	}
-	return ctx, out, nil
+	return out, nil
 }
 
 func (out *outgoing) close() {

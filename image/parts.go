@@ -115,3 +115,21 @@ func platformNames(missing []ocispec.Descriptor) []string {
 	}
 	return out
 }
+
+// references are the labels by which containerd's garbage collection keeps what a document refers to. An index may have its
+// manifests labelled one by one: each is a label of its own.
+func references(mediaType string, below []ocispec.Descriptor) map[string]string {
+	const label = "containerd.io/gc.ref.content."
+	labels := map[string]string{}
+	for i, d := range below {
+		switch {
+		case images.IsIndexType(mediaType):
+			labels[label+"m."+d.Digest.Encoded()[:12]] = d.Digest.String()
+		case i == 0:
+			labels[label+"config"] = d.Digest.String()
+		default:
+			labels[fmt.Sprintf("%sl.%d", label, i-1)] = d.Digest.String()
+		}
+	}
+	return labels
+}

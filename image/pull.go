@@ -203,8 +203,7 @@ func (p *pull) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.De
 		return chosen, fmt.Errorf("index %s: %w", index.Digest, err)
 	}
 	// An index may be pulled for several platforms: each is a reference of its own.
-	label := "containerd.io/gc.ref.content.m." + chosen.Digest.Encoded()[:12]
-	return chosen, p.s.keep(ctx, index, data, map[string]string{label: chosen.Digest.String()})
+	return chosen, p.s.keep(ctx, index, data, references(index.MediaType, []ocispec.Descriptor{chosen}))
 }
 
 // readManifest stores manifest and configuration, and takes from them what the layers are.
@@ -230,11 +229,8 @@ func (p *pull) readManifest(ctx context.Context, f *found) error {
 	if err := p.s.keep(ctx, manifest.Config, config, nil); err != nil {
 		return err
 	}
-	labels := map[string]string{"containerd.io/gc.ref.content.config": f.id.String()}
-	for i, layer := range manifest.Layers {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = layer.Digest.String()
-	}
-	return p.s.keep(ctx, f.manifest, data, labels)
+	below := append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
+	return p.s.keep(ctx, f.manifest, data, references(f.manifest.MediaType, below))
 }
 
 // document gets a manifest, an index or a configuration, from here or from the registry, verified.

@@ -63,7 +63,8 @@ type Pushed struct {
 // here is fetched by its digest from where the image came from. The name is given last. When the destination is one of the
 // image's own repositories it gets its name by digest there.
 func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (Pushed, error) {
-	ctx, out, err := s.outgoing(s.storeContext(ctx), ref, o.Auth, o.SendOptions)
+	ctx = s.storeContext(ctx)
+	out, err := s.outgoing(ctx, ref, o.Auth, o.SendOptions)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("push %s: %w", ref, err)
 	}

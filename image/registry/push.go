@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -89,6 +90,7 @@ func (p *Pusher) once(ctx context.Context, d ocispec.Descriptor, open func(conte
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ctx, tried := withTrail(ctx)
+	tried.wait = p.repo.wait
 	what := fmt.Sprintf("%s to %s", d.Digest, p.repo.ref)
 	w, err := p.pusher.Push(ctx, d)
 	if errdefs.IsAlreadyExists(err) {
@@ -173,15 +175,9 @@ func explainPush(ctx context.Context, what string, tried *trail, err error) erro
 	return err
 }
 
-// Nowhere is a repository that has nothing and takes nothing, for what is complete without one.
+// Nowhere is a repository that has nothing, for what has to be complete without one.
 func Nowhere(ref, why string) *Repository {
-	return &Repository{ref: ref, resolver: nowhere{fmt.Errorf("%s: %w", why, errdefs.ErrNotFound)}}
+	return &Repository{ref: ref, hosts: func() ([]docker.RegistryHost, error) {
+		return nil, fmt.Errorf("%s: %w", why, errdefs.ErrNotFound)
+	}}
 }
-
-type nowhere struct{ err error }
-
-func (n nowhere) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
-	return "", ocispec.Descriptor{}, n.err
-}
-func (n nowhere) Fetcher(context.Context, string) (remotes.Fetcher, error) { return nil, n.err }
-func (n nowhere) Pusher(context.Context, string) (remotes.Pusher, error)   { return nil, n.err }
