@@ -84,6 +84,6 @@ func serve(args []string) int {
 
 // tune keeps the shim small: it lives as long as the node, mostly idle.
 func tune() {
-	debug.SetGCPercent(40)
+	debug.SetGCPercent(200)
 	runtime.GOMAXPROCS(min(4, runtime.NumCPU()))
 }

@@ -70,7 +70,7 @@ func (r *Runtime) Attach(ctx context.Context, a Attachment) error {
 }
 
 func compileAttach(in *input, a Attachment) (*built, error) {
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(execOperations), in: in}
 	b := &built{plan: c.Plan, argv: []string{"attach"}}
 	attach := c.attachRoot
 	if in.userns != 0 {

@@ -68,8 +68,14 @@ type compiler struct {
 	warnings []string
 }
 
+// How many operations plans have that are usual.
+const (
+	createOperations = 384
+	execOperations   = 128
+)
+
 func compileCreate(in *input) (*built, error) {
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(createOperations), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args}
 	c.cgroups()
 	c.keyring()
@@ -99,7 +105,7 @@ func compileCreate(in *input) (*built, error) {
 }
 
 func compileExec(in *input) (*built, error) {
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(execOperations), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args, forks: c.namespaceOf(specs.PIDNamespace) != nil}
 	c.cgroups()
 	c.keyring()

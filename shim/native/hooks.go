@@ -220,7 +220,7 @@ func (r *Runtime) compileHook(kind HookKind, hook specs.Hook, c HookConfig) (*bu
 
 // compileHostHook plans a hook that has the host's root and all privileges; with a target in the container's namespaces.
 func compileHostHook(in *input) *built {
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(execOperations), in: in}
 	b := &built{plan: c.Plan, argv: []string{in.program}}
 	c.cgroups()
 	c.At("hook")

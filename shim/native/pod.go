@@ -13,7 +13,7 @@ import (
 // becomes its child, since it ignores SIGCHLD. Whoever is in that namespace can see it, so it has nothing worth having:
 // no capabilities, no descriptors, an empty root, and no user's id.
 func compilePod(in *input, pod PodConfig) (*built, error) {
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(execOperations), in: in}
 	b := &built{plan: c.Plan, argv: []string{"holder"}}
 	c.cgroups()
 	owned := map[specs.LinuxNamespaceType]bool{specs.IPCNamespace: pod.IPC, specs.UTSNamespace: pod.UTS, specs.PIDNamespace: pod.PID}

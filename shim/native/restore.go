@@ -80,7 +80,7 @@ func compileRestore(in *input, program string, args []string, shmPlace string) (
 	linux.MaskedPaths = nil // criu makes those, too
 	plain.Linux = &linux
 	in.spec = &plain
-	c := &compiler{Plan: plan.New(), in: in}
+	c := &compiler{Plan: plan.New(createOperations), in: in}
 	b := &built{plan: c.Plan, cloneflags: unix.CLONE_NEWNS, argv: append([]string{program}, args...)}
 	c.cgroups()
 	if c.namespaceOf(specs.CgroupNamespace) != nil {

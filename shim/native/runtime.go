@@ -229,7 +229,7 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	o := stage.Options{Extra: l.extra, Cloneflags: b.cloneflags, CgroupFD: -1}
+	o := stage.Options{Extra: l.extra, Cloneflags: b.cloneflags, CgroupFD: -1, Unstopped: l.beside != nil && !b.terminal}
 	for i, f := range l.stdio {
 		if f == nil || b.terminal {
 			f = r.null

@@ -42,7 +42,7 @@ type spacesConfig struct {
 // compileSpaces plans the process that makes a user namespace, or joins one, and makes those that it owns. It reports twice and
 // waits each time: for its mappings, and for the namespaces to be opened.
 func compileSpaces(host Host, s spacesConfig) *built {
-	c := &compiler{Plan: plan.New(), in: &input{host: host}}
+	c := &compiler{Plan: plan.New(execOperations), in: &input{host: host}}
 	c.At("user namespace")
 	if s.user != nil {
 		c.Setns(stage.Extra, unix.CLONE_NEWUSER)

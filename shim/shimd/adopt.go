@@ -20,6 +20,7 @@ import (
 
 // adopt takes over what an earlier shim left: first what the keeper holds, then what only the directories tell.
 func (s *Server) adopt(ctx context.Context) error {
+	s.execs.endLeft()
 	entries, err := s.link.list()
 	if err != nil {
 		return fmt.Errorf("take over from the keeper: %w", err)
@@ -44,8 +45,6 @@ func (s *Server) adopt(ctx context.Context) error {
 			s.adoptContainer(ctx, id, e, slots)
 		case "p":
 			s.adoptPod(id, e)
-		case "e":
-			s.endExec(e)
 		}
 	}
 	s.adoptDirectories(ctx, slots)

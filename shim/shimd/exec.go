@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,9 +17,9 @@ import (
 
 	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
-	"github.com/criserver/criserver/shim/keeper"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
+	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // Exec runs a process in a container to its end. See shim.proto. When the caller goes away, the process is killed.
@@ -120,28 +119,24 @@ func (s *Server) runExec(ctx context.Context, x *execution) (code int, err error
 // errTimeLimit is why the context of an exec ended when it was the exec's own limit.
 var errTimeLimit = errors.New("the exec's time is up")
 
-var execs atomic.Uint64
-
 // endLimit is how long the end of a killed exec is waited for: a process that traces it can put it off.
 const endLimit = time.Second
 
 // follow reads what a process prints and waits for its end.
 func (s *Server) follow(ctx context.Context, c *container, run *process, out *output, x *execution) (code int, err error) {
-	defer run.pidfd.Close()
 	pidfd := int(run.pidfd.Fd())
-	key := "e/" + strconv.FormatUint(execs.Add(1), 10)
-	ended, err := s.exit(pidfd)
-	if err != nil { // then nobody would reap it
-		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
-		hasEnded(pidfd, time.Second)
-		reap(pidfd)
+	entry, err := s.execs.enter(run.pid, c.record.Cgroup) // a shim that comes after this one ends the process
+	if err != nil {
+		native.End(run.pidfd)
 		return 0, err
 	}
-	// A shim that comes after this one ends the process (endExec).
-	if err := s.link.put(keeper.Entry{Key: key, PID: run.pid, Names: []string{"pidfd"}, Extra: c.record.Cgroup, FDs: []int{pidfd}}); err != nil {
-		s.note.Warn("the keeper does not hold an exec", "container", c.id, "error", err)
+	defer s.execs.leave(entry)
+	ended, err := s.exit(pidfd)
+	if err != nil { // then nobody would reap it
+		native.End(run.pidfd)
+		return 0, err
 	}
-	defer func() { _ = s.link.drop(key) }()
+	defer run.pidfd.Close()
 	if run.console != nil {
 		if err := out.useConsole(run.console); err != nil {
 			s.note.Warn("the terminal of an exec is not read", "container", c.id, "error", err)
@@ -207,20 +202,6 @@ func (s *Server) exit(pidfd int) (<-chan int, error) {
 		return nil, errors.Join(err, unix.Close(own))
 	}
 	return ended, nil
-}
-
-// endExec kills a process that Exec of an earlier shim ran: its caller is gone.
-func (s *Server) endExec(e keeper.Entry) {
-	if fd := e.FD("pidfd"); fd >= 0 && !hasEnded(fd, 0) {
-		var g *cgroup.Cgroup
-		if e.Extra != "" {
-			g, _ = cgroup.New(e.Extra, nil)
-		}
-		killTree(g, e.PID, fd)
-	}
-	if err := s.link.drop(e.Key); err == nil {
-		e.Close()
-	}
 }
 
 // killTree kills a process and what it has started, as far as that can be told: its descendants and those in its session
@@ -298,22 +279,19 @@ func newOutput(terminal, stdin bool) (*output, error) {
 		return o, nil
 	}
 	for i := range 2 {
-		r, w, err := os.Pipe()
+		r, w, err := stage.Pipe(0)
 		if err != nil {
 			o.close()
 			return nil, err
 		}
-		// The workload gets a blocking end. Fd makes it so.
-		w.Fd()
 		o.ours, o.theirs[i] = append(o.ours, r), w
 	}
 	if stdin {
-		r, w, err := os.Pipe()
+		r, w, err := stage.Pipe(1)
 		if err != nil {
 			o.close()
 			return nil, err
 		}
-		r.Fd()
 		o.theirs[2], o.input = r, w
 	}
 	return o, nil

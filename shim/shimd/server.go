@@ -50,6 +50,7 @@ type Server struct {
 	link     *link
 	watch    *watcher
 	pool     *slotPool
+	execs    *execTable
 	orphans  *orphans
 	instance string
 
@@ -81,7 +82,7 @@ func Serve(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	defer s.watch.close()
+	defer s.close()
 	removeSockets(c.State)
 	if err := os.MkdirAll(filepath.Join(c.State, mountsDir), 0o711); err != nil {
 		return err
@@ -93,8 +94,13 @@ func Serve(ctx context.Context, c Config) error {
 }
 
 func newServer(ctx context.Context, c Config, rt runtime, sock *os.File, keeperPID int) (*Server, error) {
+	execs, err := openExecTable(c.State)
+	if err != nil {
+		return nil, err
+	}
 	watch, err := newWatcher()
 	if err != nil {
+		execs.close()
 		return nil, err
 	}
 	now := time.Now().UnixNano()
@@ -103,6 +109,7 @@ func newServer(ctx context.Context, c Config, rt runtime, sock *os.File, keeperP
 		note:       c.Log,
 		runtime:    rt,
 		watch:      watch,
+		execs:      execs,
 		instance:   strconv.Itoa(os.Getpid()) + "-" + strconv.FormatInt(now, 36),
 		containers: map[string]*container{},
 		pods:       map[string]*pod{},
@@ -115,6 +122,12 @@ func newServer(ctx context.Context, c Config, rt runtime, sock *os.File, keeperP
 	go watch.run()
 	go s.link.run(ctx)
 	return s, nil
+}
+
+// close lets go of what newServer has opened, but for the link. Nothing may be at work any more.
+func (s *Server) close() {
+	s.watch.close()
+	s.execs.close()
 }
 
 // serve answers calls until ctx ends and nothing is known any more.

@@ -108,10 +108,10 @@ const (
 	kindAddress
 )
 
-// New returns an empty plan.
-func New() *Plan {
-	p := &Plan{strings: make(map[string]uint64, 128), ops: make([]operation, 0, 384), labels: make([]int, 0, 128)}
-	p.data.Grow(16 << 10)
+// New returns an empty plan with room for some operations; more than that costs time.
+func New(operations int) *Plan {
+	p := &Plan{strings: make(map[string]uint64, operations/3), ops: make([]operation, 0, operations), labels: make([]int, 0, operations/3)}
+	p.data.Grow(40 * operations)
 	return p
 }
 

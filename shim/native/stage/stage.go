@@ -73,6 +73,7 @@ type Options struct {
 	Stdio      [3]*os.File // not nil
 	Extra      []*os.File  // descriptors Extra, Extra+1 ... of the plan
 	Cloneflags uintptr     // namespaces to start in; CLONE_NEWUSER is not for here
+	Unstopped  bool        // the plan does not read Start, and the process has standard input in its place
 	CgroupFD   int         // start in this cgroup v2 directory (CLONE_INTO_CGROUP); below 0: in the caller's
 }
 
@@ -82,7 +83,7 @@ type Run struct {
 	Pidfd  *os.File
 	plan   *plan.Plan
 	report *os.File
-	start  *os.File
+	start  *os.File // nil with Options.Unstopped
 }
 
 // Start starts a stage with a plan. The plan must not be changed after.
@@ -105,23 +106,37 @@ func (s *Stage) Start(p *plan.Plan, o Options) (*Run, error) {
 	if n, err := unix.Pwrite(fd, code, 0); err != nil || n != len(code) {
 		return nil, fmt.Errorf("write the plan: %d of %d bytes: %w", n, len(code), err)
 	}
-	reportR, reportW, err := os.Pipe()
-	if err != nil {
+	run := &Run{plan: p}
+	var report, start *os.File
+	if run.report, report, err = Pipe(0); err != nil {
 		return nil, err
 	}
-	defer reportW.Close()
-	startR, startW, err := os.Pipe()
-	if err != nil {
-		reportR.Close()
-		return nil, err
+	defer report.Close()
+	if start = o.Stdio[0]; !o.Unstopped {
+		if start, run.start, err = Pipe(1); err != nil {
+			run.Close()
+			return nil, err
+		}
+		defer start.Close()
 	}
-	defer startR.Close()
-	run := &Run{plan: p, report: reportR, start: startW}
-	if err := run.exec(s.path, o, fd, reportW, startR); err != nil {
+	if err := run.exec(s.path, o, fd, report, start); err != nil {
 		run.Close()
 		return nil, err
 	}
 	return run, nil
+}
+
+// Pipe makes a pipe of which one end is ours, in Go's poller, and the other a process's, which blocks. os.Pipe puts both into
+// the poller, and taking one out again costs three more calls.
+func Pipe(ours int) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	if err := unix.SetNonblock(fds[ours], true); err != nil {
+		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
 }
 
 func (r *Run) exec(path string, o Options, code int, report, start *os.File) error {
@@ -165,7 +180,9 @@ func (r *Run) Go() error {
 // Close closes the pipes, not Pidfd. A stage that waits to be let go ends.
 func (r *Run) Close() {
 	_ = r.report.Close()
-	_ = r.start.Close()
+	if r.start != nil {
+		_ = r.start.Close()
+	}
 }
 
 // Status is the exit code, or the signal, of what waitid(2) found: si_status follows si_pid and si_uid in the union at byte 16.

@@ -50,7 +50,7 @@ func run(t *testing.T, p *plan.Plan, extra ...*os.File) ([]uint32, int, error) {
 }
 
 func TestRegistersAndJumps(t *testing.T) {
-	p := plan.New()
+	p := plan.New(8)
 	dir := t.TempDir()
 	r, value := p.Reg(), p.Reg()
 	missing, made, child := p.Label(), p.Label(), p.Label()
@@ -81,7 +81,7 @@ func TestRegistersAndJumps(t *testing.T) {
 }
 
 func TestFailureNamesTheCall(t *testing.T) {
-	p := plan.New()
+	p := plan.New(8)
 	p.At("mounts[7] /x")
 	p.Chdir("/")
 	p.Chdir("/does/not/exist", plan.Accept(unix.EACCES, unix.ENOTDIR))
@@ -101,7 +101,7 @@ func TestExecvePassesArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := plan.New()
+	p := plan.New(8)
 	p.Simple(unix.SYS_DUP3, "dup3", Extra, 1, 0)
 	p.CloseRange(3, unix.CLOSE_RANGE_CLOEXEC)
 	p.Execve("/nowhere/sh", []string{"sh"}, nil, plan.Accept(unix.ENOENT))
@@ -116,7 +116,7 @@ func TestExecvePassesArguments(t *testing.T) {
 
 // Extra descriptors may have any number, that of the stage's own program among them.
 func TestManyDescriptors(t *testing.T) {
-	p := plan.New()
+	p := plan.New(8)
 	p.Exit(7)
 	var extra []*os.File
 	for range 60 {
