@@ -130,10 +130,10 @@ func (s *runtimeService) listContainers(f *runtime.ContainerFilter) []*runtime.C
 	if !ok {
 		return nil
 	}
-	containers := s.engine.Containers(filter)
-	items := make([]*runtime.Container, len(containers))
+	containers := s.engine.ListContainers(filter)
+	items, rows := make([]*runtime.Container, len(containers)), make([]containerRow, len(containers))
 	for i := range containers {
-		items[i] = containerItem(&containers[i])
+		items[i] = rows[i].fill(&containers[i])
 	}
 	return items
 }
@@ -195,28 +195,33 @@ func containerMetadata(c spec.Container) *runtime.ContainerMetadata {
 	return &runtime.ContainerMetadata{Name: c.Name, Attempt: c.Attempt}
 }
 
-// imageSpec shows the name that the user gave, when the container was made from an ID.
 func imageSpec(c spec.Container) *runtime.ImageSpec {
-	name := c.Image
-	if c.UserImage != "" {
-		name = c.UserImage
-	}
-	return &runtime.ImageSpec{Image: name, UserSpecifiedImage: c.UserImage}
+	return &runtime.ImageSpec{Image: shownImage(c.Image, c.UserImage), UserSpecifiedImage: c.UserImage}
 }
 
-func containerItem(c *engine.ContainerStatus) *runtime.Container {
-	return &runtime.Container{
-		Id:           c.Container.ID,
-		PodSandboxId: c.Container.PodID,
-		Metadata:     containerMetadata(c.Container),
-		Image:        imageSpec(c.Container),
-		ImageRef:     c.Container.ImageRef,
-		ImageId:      c.Container.ImageID,
-		State:        containerState(c.State),
-		CreatedAt:    c.CreatedAt.UnixNano(),
-		Labels:       c.Container.Labels,
-		Annotations:  c.Container.Annotations,
+// shownImage is the name that the user gave, when the container was made from an ID.
+func shownImage(name, user string) string {
+	if user != "" {
+		return user
 	}
+	return name
+}
+
+// containerRow is a container of a list with all that it refers to: one allocation for the whole list, which clients ask for
+// every second.
+type containerRow struct {
+	container runtime.Container
+	metadata  runtime.ContainerMetadata
+	image     runtime.ImageSpec
+}
+
+func (r *containerRow) fill(c *engine.ContainerItem) *runtime.Container {
+	r.metadata.Name, r.metadata.Attempt = c.Name, c.Attempt
+	r.image.Image, r.image.UserSpecifiedImage = shownImage(c.Image, c.UserImage), c.UserImage
+	o := &r.container
+	o.Id, o.PodSandboxId, o.Metadata, o.Image, o.ImageRef, o.ImageId = c.ID, c.PodID, &r.metadata, &r.image, c.ImageRef, c.ImageID
+	o.State, o.CreatedAt, o.Labels, o.Annotations = containerState(c.State), c.CreatedAt.UnixNano(), c.Labels, c.Annotations
+	return o
 }
 
 func containerStatus(c engine.ContainerStatus) *runtime.ContainerStatus {

@@ -51,10 +51,10 @@ func (s *runtimeService) listPods(f *runtime.PodSandboxFilter) []*runtime.PodSan
 	if !ok {
 		return nil
 	}
-	pods := s.engine.Pods(filter)
-	items := make([]*runtime.PodSandbox, len(pods))
+	pods := s.engine.ListPods(filter)
+	items, rows := make([]*runtime.PodSandbox, len(pods)), make([]podRow, len(pods))
 	for i := range pods {
-		items[i] = podItem(&pods[i])
+		items[i] = rows[i].fill(&pods[i])
 	}
 	return items
 }
@@ -108,16 +108,18 @@ func podMetadata(pod spec.Pod) *runtime.PodSandboxMetadata {
 	return &runtime.PodSandboxMetadata{Name: pod.Name, Uid: pod.UID, Namespace: pod.Namespace, Attempt: pod.Attempt}
 }
 
-func podItem(pod *engine.PodStatus) *runtime.PodSandbox {
-	return &runtime.PodSandbox{
-		Id:             pod.Pod.ID,
-		Metadata:       podMetadata(pod.Pod),
-		State:          podState(pod.State),
-		CreatedAt:      pod.CreatedAt.UnixNano(),
-		Labels:         pod.Pod.Labels,
-		Annotations:    pod.Pod.Annotations,
-		RuntimeHandler: pod.Pod.Handler,
-	}
+// podRow is to pods what containerRow is to containers.
+type podRow struct {
+	pod      runtime.PodSandbox
+	metadata runtime.PodSandboxMetadata
+}
+
+func (r *podRow) fill(p *engine.PodItem) *runtime.PodSandbox {
+	r.metadata.Name, r.metadata.Uid, r.metadata.Namespace, r.metadata.Attempt = p.Name, p.UID, p.Namespace, p.Attempt
+	o := &r.pod
+	o.Id, o.Metadata, o.State, o.CreatedAt = p.ID, &r.metadata, podState(p.State), p.CreatedAt.UnixNano()
+	o.Labels, o.Annotations, o.RuntimeHandler = p.Labels, p.Annotations, p.Handler
+	return o
 }
 
 func podStatus(pod engine.PodStatus) *runtime.PodSandboxStatus {

@@ -23,10 +23,22 @@ func (e *Engine) Pod(id string) (PodStatus, error) {
 	return e.pods[full].status(), nil
 }
 
-// Pods lists the pods that the filter selects, oldest first. One that is still being made is not listed.
+// Pods answers the status of the pods that the filter selects, oldest first. One that is still being made is left out.
 func (e *Engine) Pods(f PodFilter) []PodStatus {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	return each(e.selectPods(f), (*pod).status)
+}
+
+// ListPods is as Pods, with what a list shows. It copies less: clients ask for all pods again and again.
+func (e *Engine) ListPods(f PodFilter) []PodItem {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return each(e.selectPods(f), (*pod).item)
+}
+
+// selectPods is Pods before anything is copied. The caller holds mu.
+func (e *Engine) selectPods(f PodFilter) []*pod {
 	var found []*pod
 	for id, p := range e.pods {
 		state := p.record.State
@@ -36,15 +48,20 @@ func (e *Engine) Pods(f PodFilter) []PodStatus {
 		}
 		found = append(found, p)
 	}
-	if len(found) == 0 {
+	slices.SortFunc(found, func(a, b *pod) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
+	return found
+}
+
+// each is nil for nothing.
+func each[T, U any](all []T, show func(T) U) []U {
+	if len(all) == 0 {
 		return nil
 	}
-	slices.SortFunc(found, func(a, b *pod) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
-	all := make([]PodStatus, len(found))
-	for i, p := range found {
-		all[i] = p.status()
+	shown := make([]U, len(all))
+	for i, one := range all {
+		shown[i] = show(one)
 	}
-	return all
+	return shown
 }
 
 // Container answers the status of one container.
@@ -58,19 +75,19 @@ func (e *Engine) Container(id string) (ContainerStatus, error) {
 	return e.containerStatus(e.containers[full]), nil
 }
 
-// Containers lists the containers that the filter selects, oldest first. One that is still being made is not listed.
+// Containers answers the status of the containers that the filter selects, oldest first. One that is still being made is
+// left out.
 func (e *Engine) Containers(f ContainerFilter) []ContainerStatus {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	found := e.selectContainers(f)
-	if len(found) == 0 {
-		return nil
-	}
-	all := make([]ContainerStatus, len(found))
-	for i, c := range found {
-		all[i] = e.containerStatus(c)
-	}
-	return all
+	return each(e.selectContainers(f), e.containerStatus)
+}
+
+// ListContainers is as Containers, with what a list shows. It copies less: clients ask for all containers again and again.
+func (e *Engine) ListContainers(f ContainerFilter) []ContainerItem {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return each(e.selectContainers(f), (*container).item)
 }
 
 // selectContainers is Containers before anything is copied. The caller holds mu.
@@ -109,6 +126,23 @@ func (p *pod) status() PodStatus { return p.record.status() }
 
 func (r *podRecord) status() PodStatus {
 	return PodStatus{Pod: r.Pod, State: r.State.pod(), CreatedAt: r.CreatedAt, Network: r.Network, HolderPID: r.HolderPID}
+}
+
+func (p *pod) item() PodItem {
+	r := &p.record
+	return PodItem{
+		ID: r.Pod.ID, Name: r.Pod.Name, Namespace: r.Pod.Namespace, UID: r.Pod.UID, Attempt: r.Pod.Attempt, State: r.State.pod(),
+		CreatedAt: r.CreatedAt, Labels: r.Pod.Labels, Annotations: r.Pod.Annotations, Handler: r.Pod.Handler,
+	}
+}
+
+func (c *container) item() ContainerItem {
+	r := &c.record
+	return ContainerItem{
+		ID: r.Container.ID, PodID: r.Container.PodID, Name: r.Container.Name, Attempt: r.Container.Attempt,
+		Image: r.Container.Image, UserImage: r.Container.UserImage, ImageID: r.Container.ImageID, ImageRef: r.Container.ImageRef,
+		State: r.State.container(), CreatedAt: r.CreatedAt, Labels: r.Container.Labels, Annotations: r.Container.Annotations,
+	}
 }
 
 func (e *Engine) containerStatus(c *container) ContainerStatus { return e.statusOf(c.record) }

@@ -129,6 +129,26 @@ type ContainerStatus struct {
 	Dir string
 }
 
+// PodItem is what a list of pods shows of one. The maps in it are shared and must not be changed.
+type PodItem struct {
+	ID, Name, Namespace, UID string
+	Attempt                  uint32
+	State                    PodState
+	CreatedAt                time.Time
+	Labels, Annotations      map[string]string
+	Handler                  string
+}
+
+// ContainerItem is what a list of containers shows of one. The maps in it are shared and must not be changed.
+type ContainerItem struct {
+	ID, PodID, Name                     string
+	Attempt                             uint32
+	Image, UserImage, ImageID, ImageRef string // as in spec.Container
+	State                               ContainerState
+	CreatedAt                           time.Time
+	Labels, Annotations                 map[string]string
+}
+
 // PodFilter selects pods. A zero field selects all.
 type PodFilter struct {
 	ID     string // the id or the beginning of it
