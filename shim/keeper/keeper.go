@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/internal/trim"
 )
 
 // Config says what a keeper serves.
@@ -29,7 +31,7 @@ const (
 	settled    = 5 * time.Second
 )
 
-// trimAfter is how long after the start of a shim the keeper has nothing to do any more, as a rule.
+// trimAfter is how long after a message the keeper has nothing to do any more, as a rule.
 const trimAfter = time.Second
 
 // killAfter is how long a shim may live on without its end of the socket pair.
@@ -72,7 +74,7 @@ func Run(c Config) error {
 	go k.reap() // ends with the process
 	if c.Adopt {
 		unix.CloseOnExec(LinkFD)
-		k.serve(LinkFD)
+		k.serveAndTrim(LinkFD)
 		_ = unix.Close(LinkFD)
 	}
 	return k.supervise()
@@ -152,9 +154,7 @@ func (k *keeper) runShim() (Status, error) {
 	case k.children <- struct{}{}:
 	default:
 	}
-	trim := time.AfterFunc(trimAfter, releaseText)
-	k.serve(pair[0])
-	trim.Stop()
+	k.serveAndTrim(pair[0])
 	select {
 	case s := <-k.shims:
 		return s, nil
@@ -163,6 +163,13 @@ func (k *keeper) runShim() (Status, error) {
 		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet, or k.shims would have it: the pid is still the shim's
 		return <-k.shims, nil
 	}
+}
+
+// serveAndTrim is serve. A second after the start and after the last message the program's pages are given back.
+func (k *keeper) serveAndTrim(sock int) {
+	trimming := time.AfterFunc(trimAfter, trim.Text)
+	defer trimming.Stop()
+	k.serve(sock, func() { trimming.Reset(trimAfter) })
 }
 
 // reap collects every child that ends, the orphans that come to this subreaper included.

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serve answers the messages of one shim until its end of the socket is closed.
-func (k *keeper) serve(sock int) {
+// serve answers the messages of one shim until its end of the socket is closed. It calls worked after each.
+func (k *keeper) serve(sock int, worked func()) {
 	buffer := make([]byte, MaxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*MaxDescriptors))
 	for {
@@ -28,6 +28,7 @@ func (k *keeper) serve(sock int) {
 			say("answer the shim: " + err.Error())
 			return
 		}
+		worked()
 	}
 }
 

@@ -15,11 +15,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/fsx"
 	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/native"
 	"github.com/criserver/criserver/shim/native/cgroup"
-	"github.com/criserver/criserver/shim/native/stage"
 )
 
 // Exec runs a process in a container to its end. See shim.proto. When the caller goes away, the process is killed.
@@ -279,7 +279,7 @@ func newOutput(terminal, stdin bool) (*output, error) {
 		return o, nil
 	}
 	for i := range 2 {
-		r, w, err := stage.Pipe(0)
+		r, w, err := fsx.Pipe(0)
 		if err != nil {
 			o.close()
 			return nil, err
@@ -287,7 +287,7 @@ func newOutput(terminal, stdin bool) (*output, error) {
 		o.ours, o.theirs[i] = append(o.ours, r), w
 	}
 	if stdin {
-		r, w, err := stage.Pipe(1)
+		r, w, err := fsx.Pipe(1)
 		if err != nil {
 			o.close()
 			return nil, err

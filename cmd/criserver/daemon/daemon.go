@@ -24,6 +24,7 @@ import (
 	"github.com/criserver/criserver/cri"
 	"github.com/criserver/criserver/engine"
 	"github.com/criserver/criserver/image"
+	"github.com/criserver/criserver/internal/idle"
 )
 
 // stopTimeout bounds how long calls in flight may take to end when the daemon stops.
@@ -58,6 +59,7 @@ func Run(ctx context.Context, cfg config.Config, o Options) error {
 		return err
 	}
 	d.notify(sd.SdNotifyReady)
+	go idle.Trim(ctx, trimPeriod) // ends with ctx
 	select {
 	case <-ctx.Done():
 	case err = <-d.served:
@@ -66,6 +68,9 @@ func Run(ctx context.Context, cfg config.Config, o Options) error {
 	d.notify(sd.SdNotifyStopping)
 	return errors.Join(err, d.Close())
 }
+
+// trimPeriod is how often is looked whether the daemon has nothing to do.
+const trimPeriod = 10 * time.Second
 
 func (d *Daemon) notify(state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/fsx"
 	"github.com/criserver/criserver/shim/native/plan"
 )
 
@@ -108,12 +109,12 @@ func (s *Stage) Start(p *plan.Plan, o Options) (*Run, error) {
 	}
 	run := &Run{plan: p}
 	var report, start *os.File
-	if run.report, report, err = Pipe(0); err != nil {
+	if run.report, report, err = fsx.Pipe(0); err != nil {
 		return nil, err
 	}
 	defer report.Close()
 	if start = o.Stdio[0]; !o.Unstopped {
-		if start, run.start, err = Pipe(1); err != nil {
+		if start, run.start, err = fsx.Pipe(1); err != nil {
 			run.Close()
 			return nil, err
 		}
@@ -124,19 +125,6 @@ func (s *Stage) Start(p *plan.Plan, o Options) (*Run, error) {
 		return nil, err
 	}
 	return run, nil
-}
-
-// Pipe makes a pipe of which one end is ours, in Go's poller, and the other a process's, which blocks. os.Pipe puts both into
-// the poller, and taking one out again costs three more calls.
-func Pipe(ours int) (r, w *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, os.NewSyscallError("pipe2", err)
-	}
-	if err := unix.SetNonblock(fds[ours], true); err != nil {
-		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
-	}
-	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
 }
 
 func (r *Run) exec(path string, o Options, code int, report, start *os.File) error {

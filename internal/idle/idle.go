@@ -1,0 +1,46 @@
+// Package idle gives memory back that a process does not need while it has nothing to do.
+package idle
+
+import (
+	"context"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+
+	"github.com/criserver/criserver/internal/trim"
+)
+
+// quiet is how little a process allocates between two looks that is idle, and worked how much since it was trimmed that is
+// worth another time, in bytes.
+const (
+	quiet  = 1 << 20
+	worked = 256 << 10
+)
+
+// Trim looks every period whether the process did next to nothing since the last look, and then gives its free memory and the
+// pages of its program back, unless it has hardly worked since that was done. It returns when ctx ends.
+func Trim(ctx context.Context, period time.Duration) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	allocated := func() uint64 {
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	last, trimmed := allocated(), uint64(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := allocated()
+		if now-last < quiet && now-trimmed > worked {
+			debug.FreeOSMemory()
+			trim.Text()
+			now = allocated()
+			trimmed = now
+		}
+		last = now
+	}
+}
