@@ -29,7 +29,6 @@ const (
 	execSlot     = 512
 	execSlots    = 8192
 	execPathAt   = 16
-	maxExecs     = execSlots
 	maxExecPath  = execSlot - execPathAt
 	execTolerant = time.Minute // between the start of a process and its entry: a stage may be held up in a frozen cgroup
 )
@@ -78,8 +77,8 @@ func (t *execTable) enter(pid int, cgroupPath string) (int, error) {
 	switch n := len(t.free); {
 	case n > 0:
 		i, t.free = t.free[n-1], t.free[:n-1]
-	case i == maxExecs:
-		return 0, fmt.Errorf("%d commands run in containers at once, more are not kept track of: %w", maxExecs, errdefs.ErrResourceExhausted)
+	case i == execSlots:
+		return 0, fmt.Errorf("%d commands run in containers at once, more are not kept track of: %w", execSlots, errdefs.ErrResourceExhausted)
 	default:
 		t.next++
 	}
