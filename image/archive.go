@@ -45,7 +45,7 @@ type archive struct {
 // readArchive reads a tar, compressed or not, once and in the order in which it comes. All that it stores belongs to the
 // lease of the context.
 func (s *Store) readArchive(ctx context.Context, r io.Reader) (*archive, error) {
-	plain, stop, err := inflate(r)
+	plain, stop, err := unpacked(r)
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w: %w", errdefs.ErrInvalidArgument, err)
 	}

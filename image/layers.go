@@ -1,8 +1,6 @@
 package image
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,8 +9,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -146,62 +142,10 @@ func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.De
 
 // write inflates a source into the directory of a layer, and gives the digest of the tar.
 func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Reader, d ocispec.Descriptor) (layer.Result, digest.Digest, error) {
-	inflated, stop, err := inflate(source)
-	if err != nil {
-		return layer.Result{}, "", err
-	}
-	defer stop()
-	inflated = p.s.config.Limits.bound(inflated, d)
-	digester := digest.SHA256.Digester()
-	result, err := layer.Write(ctx, hold.Dir(), io.TeeReader(inflated, io.MultiWriter(digester.Hash(), &p.meter)), layer.Options{MaxSize: p.s.config.Limits.layerSize()})
-	return result, digester.Digest(), err
-}
-
-// maxWindow is the largest window, and so memory, that a layer in zstd may ask for: four times what RFC 8878 wants every
-// decoder to have. Sixteen layers at once could otherwise ask for gigabytes.
-const maxWindow = 32 << 20
-
-// compression is what a stream begins as.
-type compression int
-
-const (
-	uncompressed compression = iota
-	compressedGzip
-	compressedZstd // or a frame that zstd skips
-)
-
-func compressionOf(magic []byte) compression {
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return compressedGzip
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18}):
-		return compressedZstd
-	}
-	return uncompressed
-}
-
-// inflate recognizes the compression by the first bytes, as media types are often wrong. Call stop at the end.
-func inflate(r io.Reader) (io.Reader, func(), error) {
-	buffered := bufio.NewReaderSize(r, 256<<10)
-	magic, err := buffered.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
-	}
-	switch compressionOf(magic) {
-	case compressedGzip:
-		z, err := gzip.NewReader(buffered)
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, func() { _ = z.Close() }, nil
-	case compressedZstd:
-		z, err := zstd.NewReader(buffered, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	}
-	return buffered, func() {}, nil
+	limits := p.s.config.Limits
+	return pipeline(source, &p.meter, func(tar io.Reader) (layer.Result, error) {
+		return layer.Write(ctx, hold.Dir(), limits.bound(tar, d), layer.Options{MaxSize: limits.layerSize(), Buffered: true})
+	})
 }
 
 // source is a blob being read, from the registry (then it goes into the content store, too) or from the content store.

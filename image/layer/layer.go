@@ -39,6 +39,8 @@ type Options struct {
 	MaxSize int64
 	// MaxEntries is the largest number of entries. Default 10 million.
 	MaxEntries int
+	// Buffered says that small reads of the stream are cheap.
+	Buffered bool
 }
 
 // Result says what Write made.
@@ -80,23 +82,27 @@ func Write(ctx context.Context, dir *os.File, r io.Reader, o Options) (Result, e
 	if o.MaxEntries <= 0 {
 		o.MaxEntries = 10_000_000
 	}
-	buffered := readers.Get().(*bufio.Reader)
-	buffered.Reset(&contextReader{ctx, r})
 	buffer := buffers.Get().(*[]byte)
-	defer func() {
-		buffered.Reset(nil)
-		readers.Put(buffered)
-		buffers.Put(buffer)
-	}()
+	defer buffers.Put(buffer)
+	var stream io.Reader = &contextReader{ctx, r}
+	if !o.Buffered {
+		buffered := readers.Get().(*bufio.Reader)
+		buffered.Reset(stream)
+		stream = buffered
+		defer func() {
+			buffered.Reset(nil)
+			readers.Put(buffered)
+		}()
+	}
 	w := &writer{
-		tree: newTree(int(dir.Fd())), tar: tar.NewReader(buffered), buffer: *buffer, options: o,
+		tree: newTree(int(dir.Fd())), tar: tar.NewReader(stream), buffer: *buffer, options: o,
 		result: Result{RootImplied: true},
 	}
 	defer w.tree.close()
 	if err := w.run(); err != nil {
 		return Result{}, withKind("write layer", err)
 	}
-	if _, err := io.CopyBuffer(io.Discard, plainReader{buffered}, w.buffer); err != nil {
+	if _, err := io.CopyBuffer(io.Discard, plainReader{stream}, w.buffer); err != nil {
 		return Result{}, fmt.Errorf("read layer: %w", err)
 	}
 	if err := w.finish(ctx, dir); err != nil {
