@@ -13,7 +13,7 @@ import (
 func TestPullStatus(t *testing.T) {
 	f := newFakeRegistry(t)
 	first := makeLayer(t, "gzip", map[string]string{"b": strings.Repeat("b", 9000)})
-	second := makeLayer(t, "", map[string]string{"a": strings.Repeat("a", 500_000)})
+	second := makeLayer(t, "", map[string]string{"a": strings.Repeat("a", 3_000_000)})
 	pushed := f.push("app", "1", []testLayer{first, second})
 	release := make(chan struct{})
 	f.setSpoil(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
