@@ -70,7 +70,7 @@ type unpackedReader struct {
 }
 
 // unpacked reads a stream, inflated if it is compressed. Call done at the end.
-func unpacked(r io.Reader) (_ io.Reader, done func(), err error) {
+func unpacked(r io.Reader) (io.Reader, func(), error) {
 	next, done, err := inflater(r)
 	if err != nil {
 		return nil, nil, err
