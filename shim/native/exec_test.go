@@ -282,7 +282,7 @@ func TestMountTargetsStayInside(t *testing.T) {
 }
 
 // tiny is a root filesystem with the smallest program there is: the stage, which ends with 2 when it finds no plan.
-func tiny(b *testing.B) *Mount {
+func tiny(b testing.TB) *Mount {
 	b.Helper()
 	m := rootfs(b)
 	program, err := os.ReadFile("stage/stage_" + runtime.GOARCH)
