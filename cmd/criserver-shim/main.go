@@ -58,6 +58,7 @@ func serve(args []string) int {
 	// Before anything is opened: no process of a container that shares our uid may look into this one.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	unix.CloseOnExec(keeper.LinkFD)
+	idle.SlowMonitor()
 	tune()
 	c := shimd.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "criserver-shim"), Version: version}
 	set := flag.NewFlagSet("serve", flag.ContinueOnError)

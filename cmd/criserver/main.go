@@ -18,6 +18,7 @@ import (
 
 	"github.com/criserver/criserver/cmd/criserver/config"
 	"github.com/criserver/criserver/cmd/criserver/daemon"
+	"github.com/criserver/criserver/internal/idle"
 )
 
 // version is set when the program is linked.
@@ -73,6 +74,7 @@ func serve(ctx context.Context, args []string) error {
 	}
 	log := newLog(cfg, os.Stderr)
 	slog.SetDefault(log)
+	idle.SlowMonitor()
 	return daemon.Run(ctx, cfg, daemon.Options{Version: version, Log: log})
 }
 
