@@ -160,10 +160,6 @@ func (b *body) cut(err error) error {
 
 // open asks for what is missing.
 func (b *body) open() error {
-	if b.r.hosts == nil {
-		_, err := b.r.resolver.Fetcher(b.ctx, b.r.ref)
-		return err
-	}
 	q := question{
 		method: http.MethodGet, path: []string{"blobs", b.d.Digest.String()}, needs: docker.HostCapabilityPull,
 		header: http.Header{"Accept": {"*/*"}, "Accept-Encoding": {"identity"}}, take: b.take, not: b.r.distrusted(b.d.Digest),

@@ -89,8 +89,7 @@ func (p *Pusher) Push(ctx context.Context, d ocispec.Descriptor, from string, op
 func (p *Pusher) once(ctx context.Context, d ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) (How, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ctx, tried := withTrail(ctx)
-	tried.wait = p.repo.wait
+	ctx, tried := p.repo.record(ctx)
 	what := fmt.Sprintf("%s to %s", d.Digest, p.repo.ref)
 	w, err := p.pusher.Push(ctx, d)
 	if errdefs.IsAlreadyExists(err) {

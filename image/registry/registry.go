@@ -81,10 +81,15 @@ func Open(ctx context.Context, c Config, ref string, o Options) (*Repository, er
 	return r, nil
 }
 
-// trail is a context in which requests for the repository leave their trace, and have its scope.
+// record is a context in which requests leave their trace.
+func (r *Repository) record(ctx context.Context) (context.Context, *trail) {
+	tried := &trail{wait: r.wait}
+	return context.WithValue(ctx, trailKey{}, tried), tried
+}
+
+// trail is as record, for requests that only read of the repository.
 func (r *Repository) trail(ctx context.Context) (context.Context, *trail) {
-	ctx, tried := withTrail(ctx)
-	tried.wait = r.wait
+	ctx, tried := r.record(ctx)
 	if scoped, err := docker.ContextWithRepositoryScope(ctx, r.spec, false); err == nil {
 		ctx = scoped
 	}

@@ -33,10 +33,6 @@ func (r *Repository) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 }
 
 func (r *Repository) resolve(ctx context.Context) (ocispec.Descriptor, error) {
-	if r.hosts == nil {
-		_, d, err := r.resolver.Resolve(ctx, r.ref)
-		return d, err
-	}
 	var d ocispec.Descriptor
 	target, needs := r.spec.Object, docker.HostCapabilityPull|docker.HostCapabilityResolve
 	known := r.spec.Digest()

@@ -68,11 +68,6 @@ type (
 	hostKey   struct{} // the endpoint, wherever it redirects to
 )
 
-func withTrail(ctx context.Context) (context.Context, *trail) {
-	t := &trail{}
-	return context.WithValue(ctx, trailKey{}, t), t
-}
-
 // The bounds of waiting for a registry that answers 429 or 503 with Retry-After.
 const (
 	maxRetries = 4
