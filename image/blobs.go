@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync/atomic"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -39,23 +37,6 @@ func libraryLog(to *slog.Logger) *log.Entry {
 		logger.SetLevel(logrus.PanicLevel)
 	}
 	return logrus.NewEntry(logger)
-}
-
-var leaseNumber atomic.Uint64
-
-// lease makes a lease and a context in which all that is stored belongs to it. What no image refers to when it is
-// released is garbage.
-func (s *Store) lease(ctx context.Context) (context.Context, func(), error) {
-	id := fmt.Sprintf("pull-%d-%d", time.Now().UnixNano(), leaseNumber.Add(1))
-	lease, err := s.leases.Create(ctx, leases.WithID(id))
-	if err != nil {
-		return nil, nil, fmt.Errorf("lease: %w", err)
-	}
-	return leases.WithLease(ctx, id), func() {
-		if err := s.leases.Delete(context.WithoutCancel(ctx), lease); err != nil && !errdefs.IsNotFound(err) {
-			s.log.Warn("a lease stays until the next start", "lease", id, "err", err)
-		}
-	}, nil
 }
 
 // ingestRef is the name under which a pull writes a blob. Each pull has its own, so that none waits for another here.

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/image/registry"
 )
@@ -40,9 +41,17 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (string, er
 		return p.run(s.storeContext(ctx), o.Auth)
 	})
 	if err != nil {
-		return "", fmt.Errorf("pull %s: %w", named, err)
+		return "", fmt.Errorf("pull %s: %w", named, fullDisk(err))
 	}
 	return id, nil
+}
+
+// fullDisk gives errors of a disk that is full their kind and a way out, wherever they arose.
+func fullDisk(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errdefs.IsResourceExhausted(err) {
+		return err
+	}
+	return fmt.Errorf("%w: free space on the filesystem of the root directory: %w", err, errdefs.ErrResourceExhausted)
 }
 
 // pull is one pull under way.
@@ -143,12 +152,12 @@ func (p *pull) names(target ocispec.Descriptor) []string {
 }
 
 // fetch gets what is missing of an image and records it under its names.
-func (p *pull) fetch(ctx context.Context, target ocispec.Descriptor) (string, error) {
-	ctx, release, err := p.s.lease(ctx)
+func (p *pull) fetch(ctx context.Context, target ocispec.Descriptor) (_ string, err error) {
+	ctx, release, err := p.s.pullLease(ctx)
 	if err != nil {
 		return "", err
 	}
-	defer release()
+	defer func() { release(err) }()
 	f, err := p.find(ctx, target)
 	if err != nil {
 		return "", err

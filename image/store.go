@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
-	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
@@ -36,7 +35,7 @@ type Config struct {
 	NoProgress time.Duration
 	// Parallel is how many layers are fetched and unpacked at once, of all pulls together; 0 is 16.
 	Parallel int
-	// LayerGrace is how long complete layers of a pull that failed are kept for another try; 0 is the snapshotter's default.
+	// LayerGrace is how long complete layers and blobs of a pull that failed are kept for another try; 0 is 15 minutes.
 	LayerGrace time.Duration
 	// Verifiers are asked about each image that is pulled.
 	Verifiers Verifiers
@@ -92,6 +91,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Parallel <= 0 {
 		c.Parallel = defaultParallel
 	}
+	if c.LayerGrace == 0 {
+		c.LayerGrace = defaultLayerGrace
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -124,14 +126,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return fmt.Errorf("open meta.db: %w", err)
 	}
 	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
-	options := []snapshotter.Option{snapshotter.WithLog(s.log)}
-	if s.config.LayerGrace != 0 {
-		options = append(options, snapshotter.WithLayerGrace(s.config.LayerGrace))
-	}
+	options := []snapshotter.Option{snapshotter.WithLog(s.log), snapshotter.WithLayerGrace(s.config.LayerGrace)}
 	if s.snapshots, err = snapshotter.New(s.path("snapshots"), options...); err != nil {
-		return err
-	}
-	if err := s.endLeases(ctx); err != nil {
 		return err
 	}
 	if err := s.loadIndex(ctx); err != nil {
@@ -142,27 +138,14 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.pulls = newFlights(ctx)
 	s.gc = newCollector(ctx, s.collect, func(err error) { s.log.Warn("garbage stays", "err", err) })
+	if err := s.endLeases(ctx); err != nil {
+		return err
+	}
 	s.gc.kick()
 	return nil
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.config.Root, name) }
-
-// endLeases ends the leases of pulls that an earlier run did not end.
-func (s *Store) endLeases(ctx context.Context) error {
-	stale, err := s.leases.List(ctx)
-	if err != nil || len(stale) == 0 {
-		return err
-	}
-	return s.db.Update(func(tx *bolt.Tx) error {
-		for _, lease := range stale {
-			if err := s.leases.Delete(boltutil.WithTransaction(ctx, tx), lease); err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("end lease %s: %w", lease.ID, err)
-			}
-		}
-		return nil
-	})
-}
 
 // Close cancels the pulls that run, waits for them, and closes the databases. Closing twice is no error.
 func (s *Store) Close() error {
