@@ -37,8 +37,8 @@ func smallDisk(t *testing.T, mib int64) string {
 	return dir
 }
 
-// fill leaves so many KiB of the disk free, and answers the file that does it.
-func fill(t *testing.T, dir string, leave int64) string {
+// fillDisk leaves so many KiB of the disk free, and answers the file that does it.
+func fillDisk(t *testing.T, dir string, leave int64) string {
 	t.Helper()
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
@@ -79,7 +79,7 @@ func TestFullDisk(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			filler := fill(t, dir, leave)
+			filler := fillDisk(t, dir, leave)
 			_, err := s.Pull(t.Context(), pushed.ref, PullOptions{})
 			if err != nil {
 				failed++
