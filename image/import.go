@@ -357,7 +357,7 @@ func (s *Store) complete(ctx context.Context, f *found) error {
 
 // link labels each document below target that is here with what it refers to, so that all of that stays as long as it does.
 func (s *Store) link(ctx context.Context, target ocispec.Descriptor) (*parts, error) {
-	all, err := s.partsOf(ctx, target, nil)
+	all, err := partsOf(ctx, target, s.stored)
 	if err != nil {
 		return nil, err
 	}

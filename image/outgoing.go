@@ -94,11 +94,17 @@ func (out *outgoing) choose(ctx context.Context, o SendOptions) (err error) {
 	if o.Platform != nil && images.IsIndexType(out.target.MediaType) {
 		return out.choosePlatform(ctx, platforms.Normalize(*o.Platform))
 	}
-	var absent func(ocispec.Descriptor) ([]byte, error)
+	read := out.s.stored
 	if o.All {
-		absent = func(d ocispec.Descriptor) ([]byte, error) { return out.origins.document(ctx, d) }
+		read = func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+			data, err := out.s.stored(ctx, d)
+			if errdefs.IsNotFound(err) {
+				return out.origins.document(ctx, d)
+			}
+			return data, err
+		}
 	}
-	if out.parts, err = out.s.partsOf(ctx, out.target, absent); err != nil || len(out.parts.missing) == 0 {
+	if out.parts, err = partsOf(ctx, out.target, read); err != nil || len(out.parts.missing) == 0 {
 		return err
 	}
 	if o.All {
@@ -106,7 +112,7 @@ func (out *outgoing) choose(ctx context.Context, o SendOptions) (err error) {
 			out.target.Digest, strings.Join(platformNames(out.parts.missing), ", "), errdefs.ErrNotFound)
 	}
 	out.missing, out.target = platformNames(out.parts.missing), out.manifest
-	out.parts, err = out.s.partsOf(ctx, out.target, nil)
+	out.parts, err = partsOf(ctx, out.target, out.s.stored)
 	return err
 }
 
@@ -125,7 +131,7 @@ func (out *outgoing) choosePlatform(ctx context.Context, platform ocispec.Platfo
 	}
 	out.target = plain(out.target)
 	var err error
-	out.parts, err = out.s.partsOf(ctx, out.target, nil)
+	out.parts, err = partsOf(ctx, out.target, out.s.stored)
 	if errdefs.IsNotFound(err) {
 		return fmt.Errorf("the image for %s is not here, pull it first: %w", platforms.FormatAll(platform), err)
 	}

@@ -57,9 +57,9 @@ type parts struct {
 	missing   []ocispec.Descriptor // manifests that an index names and that are not here
 }
 
-// partsOf walks the documents below target. target itself has to be here. absent is asked for documents that are not; it may
-// fetch them, or answer ErrNotFound.
-func (s *Store) partsOf(ctx context.Context, target ocispec.Descriptor, absent func(ocispec.Descriptor) ([]byte, error)) (*parts, error) {
+// partsOf walks the documents below target, which read reads. Those that an index names and for which read answers
+// ErrNotFound are missing.
+func partsOf(ctx context.Context, target ocispec.Descriptor, read func(context.Context, ocispec.Descriptor) ([]byte, error)) (*parts, error) {
 	p := &parts{}
 	seen := map[string]bool{}
 	var walk func(d ocispec.Descriptor, depth int) error
@@ -77,10 +77,7 @@ func (s *Store) partsOf(ctx context.Context, target ocispec.Descriptor, absent f
 		if depth > maxNesting {
 			return fmt.Errorf("%s lies too deep in indexes: %w", d.Digest, errdefs.ErrInvalidArgument)
 		}
-		data, err := s.stored(ctx, d)
-		if errdefs.IsNotFound(err) && absent != nil {
-			data, err = absent(d)
-		}
+		data, err := read(ctx, d)
 		if errdefs.IsNotFound(err) && depth > 0 {
 			p.missing = append(p.missing, d)
 			return nil

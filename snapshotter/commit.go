@@ -150,7 +150,7 @@ func (n *node) record() snapshotRecord {
 
 func (l *layer) record() layerRecord {
 	return layerRecord{
-		Key: l.key, Size: l.size, Inodes: l.inodes, RootImplied: l.rootImplied, Opaque: l.opaque, Created: l.created,
+		Key: l.key, Size: l.size, Inodes: l.inodes, RootImplied: l.rootImplied, Opaque: l.opaque, Created: l.created, Retired: l.retired,
 	}
 }
 

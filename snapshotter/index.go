@@ -77,6 +77,7 @@ type layer struct {
 	rootImplied bool
 	opaque      bool // its root hides all layers below
 	created     time.Time
+	retired     []string // snapshots that may have it mounted; it was replaced by another directory (Rewrite)
 
 	snapshots int  // committed snapshots that use it
 	holds     int  // Layers that hold it

@@ -58,7 +58,8 @@ type Layer struct {
 
 	// These are guarded by s.mu.
 	layer    *layer // when committed
-	repairs  *layer // the record that is there without a directory
+	repairs  *layer // the record that is there without a directory, or whose directory is written anew
+	rewrites bool   // the latter
 	flights  []*flight
 	byChain  bool
 	released bool
@@ -216,7 +217,7 @@ func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
 	if l.Committed() {
 		return nil
 	}
-	made, err := l.commit(ctx, stats)
+	made, retired, err := l.commit(ctx, stats)
 	if err != nil {
 		return fmt.Errorf("commit layer %s: %w", l.id.DiffID, err)
 	}
@@ -225,6 +226,9 @@ func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if retired != nil {
+		s.index.addLayer(retired)
+	}
 	delete(s.index.busy, l.number)
 	if made == l.repairs {
 		made.missing = false
@@ -238,38 +242,42 @@ func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
 	return nil
 }
 
-// commit writes what makes the layer last, and answers it: a new one, or that which is repaired.
-func (l *Layer) commit(ctx context.Context, stats LayerStats) (*layer, error) {
+// commit writes what makes the layer last, and answers it: a new one, or that which is repaired and what it replaces.
+func (l *Layer) commit(ctx context.Context, stats LayerStats) (made, retired *layer, err error) {
 	s := l.s
 	if stats.Inodes == 0 {
 		usage, err := measure(ctx, s.layerPath(l.number))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		stats.Size, stats.Inodes = usage.Size, usage.Inodes
 	}
 	opaque, err := isOpaque(s.layerPath(l.number))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := s.syncer.sync(ctx, l.mark); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	key := l.id.DiffID
 	if l.byChain {
 		key = l.id.ChainID
 	}
+	if l.rewrites {
+		retired, err = l.swap()
+		return l.repairs, retired, err
+	}
 	if l.repairs != nil && l.repairs.key == key {
 		if err := os.Rename(s.layerPath(l.number), s.layerPath(l.repairs.number)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return l.repairs, syncPath(s.path(layersDir))
+		return l.repairs, nil, syncPath(s.path(layersDir))
 	}
-	made := &layer{
+	made = &layer{
 		number: l.number, key: key, size: stats.Size, inodes: stats.Inodes,
 		rootImplied: stats.RootImplied, opaque: opaque, created: now(),
 	}
-	return made, s.db.apply(change{putLayers: map[uint64]layerRecord{made.number: made.record()}})
+	return made, nil, s.db.apply(change{putLayers: map[uint64]layerRecord{made.number: made.record()}})
 }
 
 // Release ends the hold; it may be called twice. A layer that was not committed is removed. A committed one that no

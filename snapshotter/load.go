@@ -43,7 +43,7 @@ func (s *Snapshotter) load() error {
 		s.index.next = max(s.index.next, n+1)
 		s.index.addLayer(&layer{
 			number: n, key: record.Key, size: record.Size, inodes: record.Inodes,
-			rootImplied: record.RootImplied, opaque: record.Opaque, created: record.Created,
+			rootImplied: record.RootImplied, opaque: record.Opaque, created: record.Created, retired: record.Retired,
 		})
 	}
 	problems = append(problems, s.index.addCommitted(names)...)

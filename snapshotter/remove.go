@@ -156,7 +156,8 @@ func (s *Snapshotter) dropUnused() error {
 	var unused []*layer
 	var c change
 	for n, l := range s.index.layers {
-		if l.snapshots == 0 && l.holds == 0 && !l.leaving && time.Since(l.created) >= s.grace {
+		idle := l.snapshots == 0 && l.holds == 0 && !l.leaving
+		if idle && (len(l.retired) > 0 && !s.index.used(l) || len(l.retired) == 0 && time.Since(l.created) >= s.grace) {
 			s.index.hideLayer(l)
 			unused = append(unused, l)
 			c.dropLayers = append(c.dropLayers, n)

@@ -26,6 +26,8 @@ type layerRecord struct {
 	RootImplied bool          `json:"rootImplied,omitempty"`
 	Opaque      bool          `json:"opaque,omitempty"`
 	Created     time.Time     `json:"created"`
+	// Retired are the snapshots that may have a directory mounted that was replaced.
+	Retired []string `json:"retired,omitempty"`
 }
 
 type snapshotRecord struct {

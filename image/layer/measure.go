@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,4 +59,10 @@ func (u *usage) walk(ctx context.Context, dir int, name string, seen map[inode]b
 		}
 	}
 	return nil
+}
+
+// Measure walks a layer directory and answers what it takes on disk in bytes, and the number of its inodes, hard links once.
+func Measure(ctx context.Context, dir *os.File) (size, inodes int64, err error) {
+	u, err := measure(ctx, int(dir.Fd()))
+	return u.size, u.inodes, err
 }
