@@ -4,9 +4,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
-	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/engine/spec"
@@ -118,11 +116,8 @@ func envOf(envs []*runtime.KeyValue) ([]string, error) {
 		}
 		value := string(e.GetValue())
 		field := "config.envs[" + e.GetKey() + "].value"
-		if !utf8.ValidString(value) {
-			return nil, &fieldError{field, "values that are not UTF-8 are not supported yet", errdefs.ErrNotImplemented}
-		}
-		if err := text(field, value); err != nil {
-			return nil, err
+		if strings.ContainsRune(value, 0) {
+			return nil, invalid(field, "has a zero byte")
 		}
 		env = append(env, e.GetKey()+"="+value)
 	}

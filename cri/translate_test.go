@@ -186,7 +186,6 @@ func TestContainerErrors(t *testing.T) {
 		"invalid config.envs.key: required":         func(c *runtime.ContainerConfig) { c.Envs[0].Key = "" },
 		"invalid config.envs.key: \"A=B\"":          func(c *runtime.ContainerConfig) { c.Envs[0].Key = "A=B" },
 		"invalid config.envs[A].value":              func(c *runtime.ContainerConfig) { c.Envs[0].Key, c.Envs[0].Value = "A", []byte{0} },
-		"unsupported config.envs[A].value":          func(c *runtime.ContainerConfig) { c.Envs[0].Key, c.Envs[0].Value = "A", []byte{0xff} },
 		"invalid config.devices[0].host_path":       func(c *runtime.ContainerConfig) { c.Devices[0].HostPath = "" },
 		"invalid config.devices[0].container_path":  func(c *runtime.ContainerConfig) { c.Devices[0].ContainerPath = "fuse" },
 		"invalid config.devices[0].permissions":     func(c *runtime.ContainerConfig) { c.Devices[0].Permissions = "rx" },

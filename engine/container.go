@@ -177,6 +177,7 @@ func (e *Engine) prepareContainer(ctx context.Context, record containerRecord) e
 	}
 	record.User, record.StopSignal, record.OwnPID = made.user, made.stopSignal, made.ownPID
 	record.PodNamespaces, record.PIDTarget, record.CgroupsPath = made.podNamespaces, made.pidTarget, made.cgroupsPath
+	record.RawEnv = made.rawEnv
 	if made.resources != nil {
 		asked := record.Container.Resources
 		record.Asked, record.Container.Resources = &asked, *made.resources
@@ -216,6 +217,8 @@ type madeSpec struct {
 	cgroupsPath   string
 	// resources are the limits when plugins have changed them.
 	resources *spec.Resources
+	// rawEnv is the environment, if it is not all text.
+	rawEnv spec.Env
 	// release lets plugins join again once what they were told is so.
 	release func()
 }
@@ -263,6 +266,9 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord
 	made.podNamespaces, made.pidTarget, made.ownPID = out.PodNamespaces, out.PIDTarget, out.OwnPID
 	made.release = e.holdPlugins()
 	if err := e.adjust(ctx, pod, r, out.Spec, &made); err != nil {
+		return made, err
+	}
+	if made.rawEnv, err = e.rawEnv(out.Spec.Process, pod.Pod.Handler); err != nil {
 		return made, err
 	}
 	data, err := json.Marshal(out.Spec)

@@ -37,14 +37,14 @@ func (e *Engine) Exec(ctx context.Context, id string, argv []string, timeout tim
 }
 
 func (e *Engine) exec(ctx context.Context, id string, argv []string, timeout time.Duration) (ExecResult, error) {
-	process, err := e.execProcess(id, argv, nil)
+	process, env, err := e.execProcess(id, argv, nil)
 	if err != nil {
 		return ExecResult{}, err
 	}
 	if err := e.awaitShim(ctx); err != nil {
 		return ExecResult{}, err
 	}
-	r := &api.ExecRequest{Id: id, Process: process, TimeoutNs: int64(timeout), OutputLimit: ExecOutputLimit}
+	r := &api.ExecRequest{Id: id, Process: process, Env: env, TimeoutNs: int64(timeout), OutputLimit: ExecOutputLimit}
 	var stdout, stderr bytes.Buffer
 	answer, err := e.cfg.Shims.Exec(ctx, r, func(out, errOut []byte) {
 		keep(&stdout, out)
@@ -75,8 +75,9 @@ func keep(b *bytes.Buffer, data []byte) {
 	b.Write(data[:min(len(data), ExecOutputLimit-b.Len())])
 }
 
-// execProcess is the container's own process with other arguments and, unless one is given, without a terminal.
-func (e *Engine) execProcess(id string, argv []string, terminal *Terminal) ([]byte, error) {
+// execProcess is the container's own process with other arguments and, unless one is given, without a terminal. env is its environment
+// where the process, which is JSON, cannot have it.
+func (e *Engine) execProcess(id string, argv []string, terminal *Terminal) (text []byte, env [][]byte, err error) {
 	e.mu.RLock()
 	c := e.containers[id]
 	var record containerRecord
@@ -87,14 +88,14 @@ func (e *Engine) execProcess(id string, argv []string, terminal *Terminal) ([]by
 	e.mu.RUnlock()
 	switch {
 	case c == nil:
-		return nil, errdefs.ErrNotFound
+		return nil, nil, errdefs.ErrNotFound
 	case record.State != running:
-		return nil, fmt.Errorf("it is %s: it must run: %w", record.State, errdefs.ErrFailedPrecondition)
+		return nil, nil, fmt.Errorf("it is %s: it must run: %w", record.State, errdefs.ErrFailedPrecondition)
 	}
 	if process == nil {
 		s, err := e.readSpec(record)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		process = s.Process
 		e.mu.Lock()
@@ -107,14 +108,20 @@ func (e *Engine) execProcess(id string, argv []string, terminal *Terminal) ([]by
 		score, _ := spec.OOMScoreAdj(record.Container.Resources, e.host)
 		p.OOMScoreAdj = &score
 	}
+	if record.RawEnv != nil {
+		p.Env = record.RawEnv
+	}
 	if terminal != nil {
 		terminal.apply(&p)
 	}
-	data, err := json.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("encode the process: %w", err)
+	if record.RawEnv != nil {
+		env = wireEnv(p.Env)
 	}
-	return data, nil
+	text, err = json.Marshal(p)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode the process: %w", err)
+	}
+	return text, env, nil
 }
 
 func (e *Engine) specPath(r containerRecord) string {

@@ -47,6 +47,8 @@ type containerRecord struct {
 	PIDTarget     string      `json:"pidTarget,omitempty"`
 	OwnPID        bool        `json:"ownPID,omitempty"` // its process is the init of a pid namespace that is its own
 	Rootfs        rootfsMount `json:"rootfs"`
+	// RawEnv is the environment of its process, if that is not all text: config.json cannot say it.
+	RawEnv spec.Env `json:"rawEnv,omitempty"`
 	// Restored says that it goes on from a checkpoint, which is in the restore directory (restoreDir).
 	Restored bool `json:"restored,omitempty"`
 	// BaseImage is the ID of the image that its root is of, when Container.ImageID is that of a checkpoint.

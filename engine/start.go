@@ -86,7 +86,7 @@ func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record contai
 		Dir:           e.store.containerDir(record.Container.PodID, record.Container.ID),
 		Rootfs:        &api.Mount{Type: record.Rootfs.Type, Source: record.Rootfs.Source, Options: record.Rootfs.Options},
 		PodNamespaces: record.PodNamespaces, PidTarget: record.PIDTarget,
-		LogPath: record.LogPath, Stdin: record.Container.Stdin, Runtime: runtime,
+		LogPath: record.LogPath, Stdin: record.Container.Stdin, Runtime: runtime, Env: wireEnv(record.RawEnv),
 	}
 	restore, err := e.restoreRequest(ctx, record)
 	if err != nil {

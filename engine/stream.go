@@ -48,12 +48,12 @@ func (e *Engine) ExecStream(ctx context.Context, id string, argv []string, termi
 	if err != nil {
 		return 0, err
 	}
-	process, err := e.execProcess(id, argv, terminal)
+	process, env, err := e.execProcess(id, argv, terminal)
 	if err == nil {
 		err = e.awaitShim(ctx)
 	}
 	if err == nil {
-		r := &api.StreamOpen{Id: id, Process: process, Stdin: s.Stdin != nil, Stdout: s.Stdout != nil, Stderr: s.Stderr != nil}
+		r := &api.StreamOpen{Id: id, Process: process, Env: env, Stdin: s.Stdin != nil, Stdout: s.Stdout != nil, Stderr: s.Stderr != nil}
 		exitCode, err = e.cfg.Shims.ExecStream(ctx, r, s)
 	}
 	if err != nil {

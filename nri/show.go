@@ -73,6 +73,9 @@ func showContainer(c engine.ContainerStatus, s *specs.Spec) *api.Container {
 	}
 	if s.Process != nil {
 		shown.Args, shown.Env = slices.Clone(s.Process.Args), slices.Clone(s.Process.Env)
+		for i, entry := range shown.Env { // a plugin takes text only; a value that it does not touch stays what it is
+			shown.Env[i] = strings.ToValidUTF8(entry, "\ufffd")
+		}
 		for _, l := range s.Process.Rlimits {
 			shown.Rlimits = append(shown.Rlimits, &api.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
 		}

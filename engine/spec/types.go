@@ -209,7 +209,7 @@ type Container struct {
 
 	Command    []string          `json:"command,omitempty"` // replaces the image's entrypoint and cmd
 	Args       []string          `json:"args,omitempty"`    // replaces the image's cmd
-	Env        []string          `json:"env,omitempty"`     // KEY=value, in order, over the image's
+	Env        Env               `json:"env,omitempty"`     // KEY=value, in order, over the image's
 	WorkingDir string            `json:"workingDir,omitempty"`
 	Mounts     []Mount           `json:"mounts,omitempty"`
 	Devices    []Device          `json:"devices,omitempty"`

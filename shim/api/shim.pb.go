@@ -619,7 +619,9 @@ type StartRequest struct {
 	LogFormat     LogFormat `protobuf:"varint,8,opt,name=log_format,json=logFormat,proto3,enum=criserver.shim.v1.LogFormat" json:"log_format,omitempty"`
 	Stdin         bool      `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`     // keep the standard input open; otherwise it is /dev/null
 	Runtime       *Runtime  `protobuf:"bytes,50,opt,name=runtime,proto3" json:"runtime,omitempty"` // the program that makes the container; unset: our own runtime
-	Restore       *Restore  `protobuf:"bytes,60,opt,name=restore,proto3" json:"restore,omitempty"` // go on from a checkpoint instead of running process.args of the spec
+	// The environment, if it is not all UTF-8, which the spec's cannot but be. Our own runtime only.
+	Env           [][]byte `protobuf:"bytes,61,rep,name=env,proto3" json:"env,omitempty"`
+	Restore       *Restore `protobuf:"bytes,60,opt,name=restore,proto3" json:"restore,omitempty"` // go on from a checkpoint instead of running process.args of the spec
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -720,6 +722,13 @@ func (x *StartRequest) GetStdin() bool {
 func (x *StartRequest) GetRuntime() *Runtime {
 	if x != nil {
 		return x.Runtime
+	}
+	return nil
+}
+
+func (x *StartRequest) GetEnv() [][]byte {
+	if x != nil {
+		return x.Env
 	}
 	return nil
 }
@@ -1059,6 +1068,7 @@ type ExecRequest struct {
 	Process       []byte                 `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`                             // the OCI process, JSON: args, env, cwd, user, capabilities, terminal ...
 	TimeoutNs     int64                  `protobuf:"varint,3,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"`       // 0: none. When it passes the process is killed and timed_out is set.
 	OutputLimit   int64                  `protobuf:"varint,4,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"` // bytes of each of stdout and stderr that are kept; the rest is read and dropped
+	Env           [][]byte               `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty"`                                     // the environment, as in StartRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1119,6 +1129,13 @@ func (x *ExecRequest) GetOutputLimit() int64 {
 		return x.OutputLimit
 	}
 	return 0
+}
+
+func (x *ExecRequest) GetEnv() [][]byte {
+	if x != nil {
+		return x.Env
+	}
+	return nil
 }
 
 type ExecResponse struct {
@@ -1206,6 +1223,7 @@ type StreamOpen struct {
 	Stdout        bool                   `protobuf:"varint,4,opt,name=stdout,proto3" json:"stdout,omitempty"` // a terminal's output is stdout
 	Stderr        bool                   `protobuf:"varint,5,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	StdinOnce     bool                   `protobuf:"varint,6,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"` // Attach with stdin: when it ends, so does the container's standard input, unless that is a terminal
+	Env           [][]byte               `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty"`                               // ExecStream: the environment, as in StartRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1280,6 +1298,13 @@ func (x *StreamOpen) GetStdinOnce() bool {
 		return x.StdinOnce
 	}
 	return false
+}
+
+func (x *StreamOpen) GetEnv() [][]byte {
+	if x != nil {
+		return x.Env
+	}
+	return nil
 }
 
 // StreamInput is what the caller sends. The first message has open and nothing else.
@@ -2356,7 +2381,7 @@ const file_shim_proto_rawDesc = "" +
 	"\x05Mount\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x99\x03\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xab\x03\n" +
 	"\fStartRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06pod_id\x18\x02 \x01(\tR\x05podId\x12\x10\n" +
@@ -2369,7 +2394,8 @@ const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"log_format\x18\b \x01(\x0e2\x1c.criserver.shim.v1.LogFormatR\tlogFormat\x12\x14\n" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x124\n" +
-	"\aruntime\x182 \x01(\v2\x1a.criserver.shim.v1.RuntimeR\aruntime\x124\n" +
+	"\aruntime\x182 \x01(\v2\x1a.criserver.shim.v1.RuntimeR\aruntime\x12\x10\n" +
+	"\x03env\x18= \x03(\fR\x03env\x124\n" +
 	"\arestore\x18< \x01(\v2\x1a.criserver.shim.v1.RestoreR\arestore\"l\n" +
 	"\aRuntime\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
@@ -2390,19 +2416,20 @@ const file_shim_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fcgroups_path\x18\x02 \x01(\tR\vcgroupsPath\x12\x10\n" +
 	"\x03dir\x18F \x01(\tR\x03dir\"\x10\n" +
-	"\x0eDeleteResponse\"y\n" +
+	"\x0eDeleteResponse\"\x8b\x01\n" +
 	"\vExecRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\fR\aprocess\x12\x1d\n" +
 	"\n" +
 	"timeout_ns\x18\x03 \x01(\x03R\ttimeoutNs\x12!\n" +
-	"\foutput_limit\x18\x04 \x01(\x03R\voutputLimit\"\x8c\x01\n" +
+	"\foutput_limit\x18\x04 \x01(\x03R\voutputLimit\x12\x10\n" +
+	"\x03env\x18\x05 \x03(\fR\x03env\"\x8c\x01\n" +
 	"\fExecResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\bR\x04done\x12\x1b\n" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x1b\n" +
-	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\"\x9b\x01\n" +
+	"\ttimed_out\x18\x05 \x01(\bR\btimedOut\"\xad\x01\n" +
 	"\n" +
 	"StreamOpen\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -2411,7 +2438,8 @@ const file_shim_proto_rawDesc = "" +
 	"\x06stdout\x18\x04 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x05 \x01(\bR\x06stderr\x12\x1d\n" +
 	"\n" +
-	"stdin_once\x18\x06 \x01(\bR\tstdinOnce\"\xb7\x01\n" +
+	"stdin_once\x18\x06 \x01(\bR\tstdinOnce\x12\x10\n" +
+	"\x03env\x18\a \x03(\fR\x03env\"\xb7\x01\n" +
 	"\vStreamInput\x121\n" +
 	"\x04open\x18\x01 \x01(\v2\x1d.criserver.shim.v1.StreamOpenR\x04open\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\fR\x05stdin\x12\x1b\n" +

@@ -1,6 +1,7 @@
 package shimd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,7 @@ func (s *Server) Exec(ctx context.Context, r *api.ExecRequest, to api.Shim_ExecS
 
 // execute is Exec without the transport; send is never called concurrently.
 func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api.ExecResponse) error) (*api.ExecResponse, error) {
-	process, err := parseProcess(r.Process)
+	process, err := parseProcess(r.Process, r.Env)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +53,7 @@ func (s *Server) execute(ctx context.Context, r *api.ExecRequest, send func(*api
 	return &api.ExecResponse{Done: true, ExitCode: int32(code)}, nil
 }
 
-func parseProcess(text []byte) (*specs.Process, error) {
+func parseProcess(text []byte, env [][]byte) (*specs.Process, error) {
 	var p specs.Process
 	if err := json.Unmarshal(text, &p); err != nil {
 		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -60,7 +61,24 @@ func parseProcess(text []byte) (*specs.Process, error) {
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return nil, fmt.Errorf("process.args is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	return &p, nil
+	if len(env) == 0 {
+		return &p, nil
+	}
+	var err error
+	p.Env, err = rawEnv(env)
+	return &p, err
+}
+
+// rawEnv is the environment of a request.
+func rawEnv(wire [][]byte) ([]string, error) {
+	env := make([]string, len(wire))
+	for i, entry := range wire {
+		if at := bytes.IndexByte(entry, '='); at < 1 || bytes.IndexByte(entry, 0) >= 0 {
+			return nil, fmt.Errorf("env[%d] %q: NAME=value without zero bytes is wanted: %w", i, entry, errdefs.ErrInvalidArgument)
+		}
+		env[i] = string(entry)
+	}
+	return env, nil
 }
 
 // execution is a process to run in a container.

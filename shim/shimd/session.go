@@ -195,7 +195,7 @@ func (s *Server) ExecStream(ctx context.Context, wire api.Shim_ExecStreamServer)
 		return toStatus(err)
 	}
 	defer session.end()
-	process, err := parseProcess(open.Process)
+	process, err := parseProcess(open.Process, open.Env)
 	if err != nil {
 		return toStatus(err)
 	}

@@ -129,6 +129,9 @@ func (s *Server) reserve(r *api.StartRequest) (c *container, mine bool) {
 // start does the work of Start. What it has made when it fails, teardown ends.
 func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) error {
 	spec, err := c.loadSpec()
+	if err == nil && len(r.Env) > 0 {
+		spec, err = withEnv(spec, r)
+	}
 	if err != nil {
 		return err
 	}
@@ -167,6 +170,18 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 		return err
 	}
 	return s.release(ctx, c, p)
+}
+
+// withEnv is a spec with the environment of the request. That of execs is in their requests.
+func withEnv(spec *specs.Spec, r *api.StartRequest) (*specs.Spec, error) {
+	if r.Runtime != nil {
+		return nil, fmt.Errorf("env: %s takes what is UTF-8 only, in the spec: %w", r.Runtime.Path, errdefs.ErrInvalidArgument)
+	}
+	with, process := *spec, *spec.Process
+	var err error
+	process.Env, err = rawEnv(r.Env)
+	with.Process = &process
+	return &with, err
 }
 
 // create makes the container's process, which waits for release. One that is restored does not wait.
