@@ -36,6 +36,7 @@ type input struct {
 	userns      int                              // the descriptor of the container's user namespace; 0: none
 	idmaps      map[string]int                   // mappings of mounts (mappingKey) -> the descriptor of a user namespace with them
 	tasks       []string                         // files of v1 cgroups to join
+	rdt         string                           // such a file of an RDT class; "": none
 	unified     string                           // directory of the v2 cgroup, which the stage is born in
 	filter      *seccomp.Program
 	// isDirectory says what kind of thing a bind's source is, which decides what is made for a missing target.
@@ -107,7 +108,15 @@ func compileCreate(in *input) (*built, error) {
 func compileExec(in *input) (*built, error) {
 	c := &compiler{Plan: plan.New(execOperations), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args, forks: c.namespaceOf(specs.PIDNamespace) != nil}
+	if err := c.affinity("initial", initialCPUs(in.process)); err != nil {
+		return nil, err
+	}
 	c.cgroups()
+	if in.process.ExecCPUAffinity != nil {
+		if err := c.affinity("final", in.process.ExecCPUAffinity.Final); err != nil {
+			return nil, err
+		}
+	}
 	c.keyring()
 	c.host()
 	c.At("linux.namespaces")
@@ -132,10 +141,11 @@ func compileExec(in *input) (*built, error) {
 func (c *compiler) cgroups() {
 	c.At("linux.cgroupsPath")
 	for _, tasks := range c.in.tasks {
-		fd := c.Reg()
-		c.Openat(fd, plan.Cwd, tasks, unix.O_WRONLY)
-		c.WriteString(fd, "0")
-		c.Close(fd)
+		c.writeFile(tasks, "0")
+	}
+	if c.in.rdt != "" {
+		c.At("linux.intelRdt")
+		c.writeFile(c.in.rdt, "0")
 	}
 }
 

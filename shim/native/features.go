@@ -27,7 +27,8 @@ func (r *Runtime) Features() features.Features {
 			Seccomp:         seccompFeatures(),
 			Apparmor:        &features.Apparmor{Enabled: &apparmor},
 			Selinux:         &features.Selinux{Enabled: &selinux},
-			IntelRdt:        &features.IntelRdt{Enabled: &no},
+			IntelRdt:        &features.IntelRdt{Enabled: &yes, Schemata: &no, Monitoring: &no},
+			MemoryPolicy:    memoryPolicyFeatures(),
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &no},
 		},
@@ -73,6 +74,17 @@ func seccompFeatures() *features.Seccomp {
 	}
 	f.Actions, f.Archs, f.SupportedFlags = seccomp.Supported()
 	return f
+}
+
+func memoryPolicyFeatures() *features.MemoryPolicy {
+	var f features.MemoryPolicy
+	for _, mode := range slices.Sorted(maps.Keys(memoryPolicies)) {
+		f.Modes = append(f.Modes, string(mode))
+	}
+	for _, flag := range slices.Sorted(maps.Keys(memoryPolicyFlags)) {
+		f.Flags = append(f.Flags, string(flag))
+	}
+	return &f
 }
 
 func cgroupVersions() (v1, v2 bool) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -178,11 +179,15 @@ func (r *Runtime) Exec(ctx context.Context, c ExecConfig) (*Process, error) {
 		return nil, err
 	}
 	in.target = stage.Extra + len(extra)
+	born := c.Cgroup
+	if initialCPUs(c.Process) != "" && in.unified != "" { // it is somewhere else first
+		in.tasks, born = append(slices.Clip(in.tasks), in.unified+"/cgroup.procs"), nil
+	}
 	b, err := compileExec(in)
 	if err != nil {
 		return nil, err
 	}
-	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: append(extra, c.Target), cgroup: c.Cgroup, beside: c.Target})
+	return r.launch(ctx, b, launch{stdio: [3]*os.File{c.Stdin, c.Stdout, c.Stderr}, extra: append(extra, c.Target), cgroup: born, beside: c.Target})
 }
 
 func (r *Runtime) input(spec *specs.Spec, process *specs.Process, g *cgroup.Cgroup) (*input, []*os.File, error) {
@@ -200,6 +205,13 @@ func (r *Runtime) inputFor(spec *specs.Spec, process *specs.Process, g *cgroup.C
 			return nil, nil, fmt.Errorf("linux.seccomp: %w", err)
 		}
 		in.filter = filter
+	}
+	if rdt := spec.Linux.IntelRdt; rdt != nil {
+		tasks, err := rdtTasks(rdt, fileText("/proc/self/mountinfo"))
+		if err != nil {
+			return nil, nil, err
+		}
+		in.rdt = tasks
 	}
 	if g != nil {
 		in.tasks, in.unified = g.TasksFiles(), g.UnifiedDir()

@@ -30,8 +30,8 @@ var priorityClasses = map[specs.IOPriorityClass]int{specs.IOPRIO_CLASS_RT: 1, sp
 // personalities are the numbers of personality(2).
 var personalities = map[specs.LinuxPersonalityDomain]int{specs.PerLinux: 0x0000, specs.PerLinux32: 0x0008}
 
-// scheduling sets how the process is scheduled, what its I/O comes before, and its execution domain. Children and the
-// program inherit all three. It comes after the cgroups were joined, which a real-time policy may need, and before the
+// scheduling sets how the process is scheduled, what its I/O comes before, its execution domain, and where its memory is. Children and
+// the program inherit all of it. It comes after the cgroups were joined, which a real-time policy may need, and before the
 // capabilities are dropped that it needs.
 func (c *compiler) scheduling() error {
 	if s := c.in.process.Scheduler; s != nil {
@@ -65,7 +65,7 @@ func (c *compiler) scheduling() error {
 		}
 		c.Simple(unix.SYS_PERSONALITY, "personality", plan.Octal(number))
 	}
-	return nil
+	return c.memoryPolicy()
 }
 
 // schedulerAttributes is a struct sched_attr of sched_setattr(2).

@@ -41,6 +41,21 @@ func TestSchedulingPlan(t *testing.T) {
 		"deadline": {func(s *specs.Spec) {
 			s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedDeadline, Runtime: 1, Deadline: 2, Period: 3, Flags: []specs.LinuxSchedulerFlag{specs.SchedFlagResetOnFork, specs.SchedFlagReclaim}}
 		}, []string{"sched_setattr(0, {SCHED_DEADLINE, flags=0x3, nice=0, priority=0, 1/2/3}, 0)"}, false},
+		"memory policy": {func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0,2-3", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
+		}, []string{"set_mempolicy(32771, {0,2-3}, 65)"}, false},
+		"memory policy without nodes": {func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolLocal} },
+			[]string{"set_mempolicy(4, 0, 0)"}, false},
+		"mode": {func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "MPOL_X", Nodes: "0"} },
+			[]string{"linux.memoryPolicy.mode", "MPOL_X"}, true},
+		"flag of a memory policy": {func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{"X"}}
+		}, []string{"linux.memoryPolicy.flags"}, true},
+		"nodes": {func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "3-1"}
+		},
+			[]string{"linux.memoryPolicy.nodes", "3-1"}, true},
+		"affinity of execs": {func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0"} }, nil, false},
 		"policy": {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_ISO"} },
 			[]string{"process.scheduler.policy", "SCHED_ISO"}, true},
 		"flag": {func(s *specs.Spec) {

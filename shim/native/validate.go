@@ -61,11 +61,8 @@ type request struct {
 func unsupported(spec *specs.Spec, p *specs.Process) []request {
 	l := spec.Linux
 	return []request{
-		{"linux.intelRdt", l.IntelRdt != nil},
-		{"linux.memoryPolicy", l.MemoryPolicy != nil},
 		{"linux.netDevices", len(l.NetDevices) > 0},
 		{"linux.mountLabel", l.MountLabel != ""},
-		{"process.execCPUAffinity", p.ExecCPUAffinity != nil},
 		{"vm, solaris, windows or zos", spec.VM != nil || spec.Solaris != nil || spec.Windows != nil || spec.ZOS != nil},
 	}
 }
