@@ -121,8 +121,7 @@ func run(ctx context.Context, place *rig.Place, o options) (ok bool, err error) 
 	runErr := cmd.Run()
 	specs, err := readReport(report)
 	if err != nil {
-		tail, _ := os.ReadFile(log.Name())
-		return false, fmt.Errorf("the suite: %w, and no report: %w\n%s", runErr, err, last(string(tail), 40))
+		return false, fmt.Errorf("the suite: %w, and no report: %w\n%s", runErr, err, rig.Tail(log.Name(), 40))
 	}
 	r := judge(specs)
 	fmt.Print(r.text())
@@ -138,12 +137,6 @@ func run(ctx context.Context, place *rig.Place, o options) (ok bool, err error) 
 		}
 	}
 	return r.failed == 0 && r.passed > 0 && len(r.unexplained) == 0, nil
-}
-
-// last is the end of a text, n lines at most.
-func last(text string, n int) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // mirrors writes what sends pulls of the suite's registries to ours, and the names of its images.

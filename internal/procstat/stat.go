@@ -1,8 +1,9 @@
-// Package procstat reads what the kernel says of a process in /proc/PID/stat.
+// Package procstat reads what the kernel says of processes in /proc.
 package procstat
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -42,4 +43,38 @@ func (s Stat) Field(number int) string {
 		return s[i]
 	}
 	return ""
+}
+
+// Zombies are the children of a process that have ended and were not reaped.
+func Zombies(parent int) []int {
+	names, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var found []int
+	for _, n := range names {
+		pid, err := strconv.Atoi(n.Name())
+		if err != nil {
+			continue
+		}
+		if stat, err := Read(pid); err == nil && stat.Field(State) == "Z" && stat.Field(Parent) == strconv.Itoa(parent) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// Of is the number of the process that a pidfd of ours is of (proc_pid_fdinfo(5)). One that was reaped has none.
+func Of(pidfd int) (int, error) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := bytes.Cut(info, []byte("\nPid:\t"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	pid, err := strconv.Atoi(string(line))
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("descriptor %d is of no process that is there", pidfd)
+	}
+	return pid, nil
 }

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/native/cgroup"
 	"github.com/criserver/criserver/shim/native/seccomp"
 	"github.com/criserver/criserver/shim/native/stage"
@@ -295,9 +294,9 @@ func (r *Runtime) launch(ctx context.Context, b *built, l launch) (*Process, err
 // startBeside starts a stage in the cgroup of the container's process: the container's own has given controllers to its
 // children, as an init system does, and the kernel lets nobody in.
 func (r *Runtime) startBeside(b *built, o stage.Options, l launch) (*stage.Run, error) {
-	pid, err := pidOf(l.beside)
+	pid, err := procstat.Of(int(l.beside.Fd()))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the container's process has ended: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	fd, err := l.cgroup.OpenBeside(pid)
 	if err != nil {
@@ -306,19 +305,4 @@ func (r *Runtime) startBeside(b *built, o stage.Options, l launch) (*stage.Run, 
 	defer unix.Close(fd)
 	o.CgroupFD = fd
 	return r.stage.Start(b.plan, o)
-}
-
-// pidOf is the number of the process of a pidfd (proc_pid_fdinfo(5)); one that has ended has none.
-func pidOf(pidfd *os.File) (int, error) {
-	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(pidfd.Fd())))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(info), "\nPid:\t")
-	line, _, _ := strings.Cut(rest, "\n")
-	pid, err := strconv.Atoi(line)
-	if err != nil || pid <= 0 {
-		return 0, fmt.Errorf("the container's process has ended: %w", errdefs.ErrFailedPrecondition)
-	}
-	return pid, nil
 }

@@ -272,7 +272,8 @@ func (s *Server) recoverPod(c *container) {
 
 // adoptPod takes over a pod's namespaces.
 func (s *Server) adoptPod(id string, e keeper.Entry) {
-	p := &pod{id: id, ready: make(chan struct{}), stops: make(chan struct{}, 1), spaces: map[string]*os.File{}, holder: e.PID, cgroup: e.Extra}
+	p := newPod(id)
+	p.spaces, p.holder, p.cgroup = map[string]*os.File{}, e.PID, e.Extra
 	close(p.ready)
 	for i, name := range e.Names {
 		f := os.NewFile(uintptr(e.FDs[i]), name)

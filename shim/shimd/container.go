@@ -63,8 +63,7 @@ type container struct {
 	id  string
 	dir string
 
-	ready   chan struct{} // closed when the start has succeeded or failed
-	failure error
+	birth
 	record  record
 	cgroup  *cgroup.Cgroup  // nil: the workload is in the shim's own
 	binary  *runc.Container // nil: it is of our own runtime
@@ -90,7 +89,7 @@ type container struct {
 }
 
 func newContainer(id, dir string) *container {
-	return &container{id: id, dir: dir, pidfd: -1, ready: make(chan struct{}), ended: make(chan struct{}), deletes: make(chan struct{}, 1), puts: make(chan struct{}, 1)}
+	return &container{id: id, dir: dir, pidfd: -1, birth: newBirth(), ended: make(chan struct{}), deletes: make(chan struct{}, 1), puts: make(chan struct{}, 1)}
 }
 
 func (c *container) key() string { return "c/" + c.id }
@@ -238,10 +237,8 @@ func (s *Server) find(ctx context.Context, id string) (*container, error) {
 	if c == nil {
 		return nil, fmt.Errorf("container %q is not known to the shim: %w", id, errdefs.ErrNotFound)
 	}
-	select {
-	case <-c.ready:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := c.wait(ctx); err != nil {
+		return nil, err
 	}
 	if c.failure != nil {
 		return nil, fmt.Errorf("container %q did not start: %w", id, errdefs.ErrNotFound)
@@ -279,13 +276,7 @@ func (s *Server) awaits(pid int) bool {
 }
 
 // forget takes a container off the list.
-func (s *Server) forget(c *container) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[c.id] == c {
-		delete(s.containers, c.id)
-	}
-}
+func (s *Server) forget(c *container) { forget(&s.mu, s.containers, c.id, c) }
 
 // runningPidfd is find for calls that need the process. The descriptor is a copy, the caller's.
 func (s *Server) runningPidfd(ctx context.Context, id string) (*container, *os.File, error) {

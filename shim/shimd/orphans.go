@@ -3,7 +3,6 @@ package shimd
 import (
 	"context"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -90,20 +89,8 @@ func (o *orphans) sweep() {
 
 // zombies opens a pidfd for each child of a process that has ended and was not reaped.
 func zombies(parent int) map[int]int {
-	names, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
 	found := map[int]int{}
-	for _, n := range names {
-		pid, err := strconv.Atoi(n.Name())
-		if err != nil {
-			continue
-		}
-		stat, err := procstat.Read(pid)
-		if err != nil || stat.Field(procstat.State) != "Z" || stat.Field(procstat.Parent) != strconv.Itoa(parent) {
-			continue
-		}
+	for _, pid := range procstat.Zombies(parent) {
 		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
 			found[pid] = fd
 		}

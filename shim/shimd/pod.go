@@ -41,13 +41,12 @@ const podPrefix = "p/"
 
 // pod is the namespaces that a pod's containers share. It belongs to the StartPod that makes it until ready is closed.
 type pod struct {
-	id      string
-	ready   chan struct{}
-	failure error
-	spaces  map[string]*os.File // "ipc", "uts", "pid", "user", "net", "shm", "proc"
-	holder  int                 // pid, 0 without one
-	pidfd   *os.File            // of the holder
-	cgroup  string
+	id string
+	birth
+	spaces map[string]*os.File // "ipc", "uts", "pid", "user", "net", "shm", "proc"
+	holder int                 // pid, 0 without one
+	pidfd  *os.File            // of the holder
+	cgroup string
 
 	stops chan struct{} // held by the call at work, which owns gone, and after ready the fields above
 	gone  bool
@@ -64,25 +63,27 @@ func (s *Server) StartPod(ctx context.Context, r *api.StartPodRequest) (*api.Sta
 	if !mine {
 		return s.startedPod(ctx, work, p, r)
 	}
-	if err := s.startPod(work, p, r); err != nil {
-		p.failure = fmt.Errorf("pod %s: %w", p.id, err)
+	err := p.run(func() error {
+		if err := s.startPod(work, p, r); err != nil {
+			return fmt.Errorf("pod %s: %w", p.id, err)
+		}
+		return nil
+	}, func() {
 		if err := s.endPod(work, p); err != nil {
 			s.note.Error("a pod that failed to start leaves something behind", "pod", p.id, "error", err)
 		}
 		s.forgetPod(p)
-		close(p.ready)
-		return nil, p.failure
+	})
+	if err != nil {
+		return nil, err
 	}
-	close(p.ready)
 	return p.answer(), nil
 }
 
 // startedPod answers a StartPod that is repeated, and makes anew what was lost with shim and keeper.
 func (s *Server) startedPod(ctx, work context.Context, p *pod, r *api.StartPodRequest) (*api.StartPodResponse, error) {
-	select {
-	case <-p.ready:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := p.wait(ctx); err != nil {
+		return nil, err
 	}
 	if p.failure != nil {
 		return nil, p.failure
@@ -103,23 +104,12 @@ func (s *Server) startedPod(ctx, work context.Context, p *pod, r *api.StartPodRe
 }
 
 func (s *Server) reservePod(id string) (p *pod, mine bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p := s.pods[id]; p != nil {
-		return p, false
-	}
-	p = &pod{id: id, ready: make(chan struct{}), stops: make(chan struct{}, 1)}
-	s.pods[id] = p
-	return p, true
+	return reserve(&s.mu, s.pods, id, func() *pod { return newPod(id) })
 }
 
-func (s *Server) forgetPod(p *pod) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pods[p.id] == p {
-		delete(s.pods, p.id)
-	}
-}
+func newPod(id string) *pod { return &pod{id: id, birth: newBirth(), stops: make(chan struct{}, 1)} }
+
+func (s *Server) forgetPod(p *pod) { forget(&s.mu, s.pods, p.id, p) }
 
 // startPod makes what is asked for and is not there. The caller is alone with the pod.
 func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) error {
@@ -246,10 +236,8 @@ func (s *Server) StopPod(ctx context.Context, r *api.StopPodRequest) (*api.StopP
 	if p == nil {
 		return &api.StopPodResponse{}, nil
 	}
-	select {
-	case <-p.ready:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := p.wait(ctx); err != nil {
+		return nil, err
 	}
 	if p.failure != nil {
 		return &api.StopPodResponse{}, nil
@@ -372,10 +360,8 @@ func (s *Server) joinPod(ctx context.Context, r *api.StartRequest, j *shares) er
 	if p == nil {
 		return fmt.Errorf("pod %q is not known to the shim, whose %s are to be joined: %w", r.PodId, strings.Join(r.PodNamespaces, ", "), errdefs.ErrNotFound)
 	}
-	select {
-	case <-p.ready:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := p.wait(ctx); err != nil {
+		return err
 	}
 	select {
 	case p.stops <- struct{}{}: // not while it is stopped

@@ -14,7 +14,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/api"
 	"github.com/criserver/criserver/shim/criu"
 	"github.com/criserver/criserver/shim/keeper"
@@ -231,27 +230,11 @@ func (s *Server) endRestore(c *container) {
 	if err := c.cgroup.Kill(ctx); err != nil {
 		s.note.Error("what a restore has made is not ended", "container", c.id, "error", err)
 	}
-	processes, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return
-	}
-	self := strconv.Itoa(os.Getpid())
-	for _, name := range processes {
-		text, err := os.ReadFile(name)
-		stat := procstat.Parse(text)
-		if err != nil || stat.Field(procstat.State) != "Z" || stat.Field(procstat.Parent) != self {
-			continue
+	for pid, fd := range zombies(os.Getpid()) {
+		groups, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup") // a zombie's is known until it is reaped
+		if err == nil && strings.Contains(string(groups), ":"+c.cgroup.Path()+"\n") {
+			reap(fd)
 		}
-		dir := filepath.Dir(name)
-		groups, err := os.ReadFile(dir + "/cgroup") // a zombie's is known until it is reaped
-		if err != nil || !strings.Contains(string(groups), ":"+c.cgroup.Path()+"\n") {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
-			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-				reap(fd)
-				_ = unix.Close(fd)
-			}
-		}
+		_ = unix.Close(fd)
 	}
 }

@@ -30,7 +30,7 @@ func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResp
 	if err := checkStart(r); err != nil {
 		return nil, err
 	}
-	c, mine := s.reserve(r)
+	c, mine := reserve(&s.mu, s.containers, r.Id, func() *container { return newContainer(r.Id, r.Dir) })
 	if !mine {
 		return s.started(ctx, c)
 	}
@@ -40,8 +40,12 @@ func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResp
 	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	if err := s.start(work, c, r); err != nil {
-		c.failure = fmt.Errorf("container %s: %w", c.id, err)
+	err := c.run(func() error {
+		if err := s.start(work, c, r); err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+		return nil
+	}, func() {
 		undo, end := context.WithTimeout(context.WithoutCancel(ctx), deleteLimit) // the start's own time may be over
 		defer end()
 		if err := s.teardown(undo, c); err != nil {
@@ -51,19 +55,17 @@ func (s *Server) Start(ctx context.Context, r *api.StartRequest) (*api.StartResp
 			s.poststop(undo, c.id, c.dir)
 		}
 		s.forget(c)
-		close(c.ready)
-		return nil, c.failure
+	})
+	if err != nil {
+		return nil, err
 	}
-	close(c.ready)
 	return c.answer(), nil
 }
 
 // started answers a Start that is repeated.
 func (s *Server) started(ctx context.Context, c *container) (*api.StartResponse, error) {
-	select {
-	case <-c.ready:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := c.wait(ctx); err != nil {
+		return nil, err
 	}
 	if c.failure != nil {
 		return nil, c.failure
@@ -112,18 +114,6 @@ func plainName(name string) bool {
 		}
 	}
 	return true
-}
-
-// reserve enters a new container in the list, or answers with the one that is there.
-func (s *Server) reserve(r *api.StartRequest) (c *container, mine bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c := s.containers[r.Id]; c != nil {
-		return c, false
-	}
-	c = newContainer(r.Id, r.Dir)
-	s.containers[r.Id] = c
-	return c, true
 }
 
 // start does the work of Start. What it has made when it fails, teardown ends.

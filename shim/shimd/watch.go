@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -113,13 +112,7 @@ func peek(pidfd int) (code int, ours bool) {
 
 // tracedExit says how a child ended whose end the kernel hides from its parent, because a process in its container traces it.
 func tracedExit(pidfd int) (code int, known bool) {
-	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
-	if err != nil {
-		return 0, false
-	}
-	_, rest, _ := strings.Cut(string(info), "Pid:\t")
-	line, _, _ := strings.Cut(rest, "\n")
-	pid, err := strconv.Atoi(line)
+	pid, err := procstat.Of(pidfd)
 	if err != nil {
 		return 0, false
 	}

@@ -60,5 +60,7 @@ func TestEnvironmentOfBytesRefused(t *testing.T) {
 	p := n.runPod(t)
 	_, err := p.tryCreate(rawValue)
 	wantCode(t, err, codes.InvalidArgument, `"RAW" is not UTF-8`)
-	p.run(t, command("sleep", "1000"), func(c *runtimev1.ContainerConfig) { c.Envs = []*runtimev1.KeyValue{{Key: "PLAIN", Value: []byte("ü")}} })
+	p.run(t, command("sleep", "1000"), func(c *runtimev1.ContainerConfig) {
+		c.Envs = []*runtimev1.KeyValue{{Key: "PLAIN", Value: []byte("ü")}}
+	})
 }

@@ -222,8 +222,11 @@ func (d *Daemon) RemoveState() error {
 }
 
 // LogTail is the last n lines of the daemon's log, long ones cut.
-func (d *Daemon) LogTail(n int) string {
-	text, err := os.ReadFile(d.LogFile)
+func (d *Daemon) LogTail(n int) string { return Tail(d.LogFile, n) }
+
+// Tail is the last n lines of a file, long ones cut, or why it cannot be read.
+func Tail(file string, n int) string {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()
 	}
