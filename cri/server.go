@@ -81,11 +81,15 @@ func New(c Config) *Server {
 	}
 }
 
+// streamWorkers are goroutines that answer calls one after the other, and so keep the stacks that they have grown.
+const streamWorkers = 4
+
 // Options are those that a gRPC server of s needs: message sizes, and the one place where errors get their codes.
 func (s *Server) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.UnaryInterceptor(s.intercept),
 		grpc.StreamInterceptor(s.interceptStream),
 	}
