@@ -1,6 +1,9 @@
 package main
 
 import (
+	"flag"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -46,5 +49,45 @@ func TestRows(t *testing.T) {
 	r.judge()
 	if *r.Rows[0].Met {
 		t.Error("5 is within 2.5 times 1.9")
+	}
+}
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// TestDocs compares the table and the plot of a small report with golden files.
+func TestDocs(t *testing.T) {
+	r := &report{Time: "2026-01-02T03:04:05Z", Kernel: "6.1", CPUs: 2, Ours: "criserver 1", Peer: "other 2", Quick: true}
+	r.add(groupBuiltin, "pod up p50", "ms", ptr(5), ptr(150))
+	r.add(groupMany, "up", "1/s", ptr(100), ptr(10))
+	r.floor(groupBuiltin, "pod up p50", ptr(2))
+	r.judge()
+	page, err := replaceResults("# Head\n"+resultsBegin+"\nold\n"+resultsEnd+"\ntail\n", markdown(r))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string]string{
+		"docs.md": page, "plot.svg": plot([]point{{50, 4, 9}, {100, 4.5, 11}, {150, 5, 10}}),
+	} {
+		golden := filepath.Join("testdata", name)
+		if *update {
+			if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil || string(want) != got {
+			t.Errorf("%s differs (go test ./hack/bench -update writes it), %v:\n%s", golden, err, got)
+		}
+	}
+	if _, err := replaceResults("nothing", ""); err == nil {
+		t.Error("a page without the lines was accepted")
+	}
+}
+
+func TestNiceStep(t *testing.T) {
+	for f, want := range map[float64]float64{0: 1, 0.03: 0.05, 1: 1, 1.1: 2, 3: 5, 7: 10, 20: 20, 130: 200} {
+		if got := niceStep(f); got < want*0.999 || got > want*1.001 {
+			t.Errorf("%g: %g, want %g", f, got, want)
+		}
 	}
 }

@@ -1,8 +1,10 @@
 // Command bench measures criserver beside containerd with runc, both driven over CRI by the same client, in turn, with
 // the same images. docs/performance.md says what each figure is. It prints a table and writes it as JSON.
 //
-//	hack/bench/run [-quick] [-o bench/results.json]
+//	hack/bench/run [-quick] [-scale 1000] [-only NAME] [-o bench/results.json]
+//	hack/bench/run -docs
 //
+// With -docs nothing is measured: docs/performance.md gets the results of the last run.
 // Everything runs in a place of its own, and nothing is left. It needs root.
 package main
 
@@ -34,7 +36,19 @@ func main() {
 	flag.StringVar(&o.tools, "tools", "hack/cache/bin", "`directory` with containerd, runc, crictl, and plugins in its cni")
 	flag.StringVar(&o.floorSource, "floor", "hack/floor", "`directory` with the sources of the floor programs")
 	flag.StringVar(&o.out, "o", "bench/results.json", "`file` to write")
+	docs := flag.Bool("docs", false, "measure nothing: put the results in -o into docs/performance.md and docs/start-latency.svg")
 	flag.Parse()
+	if *docs {
+		r, err := readReport(o.out)
+		if err == nil {
+			err = writeDocs(r, "docs")
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if o.scale < 0 {
 		o.scale = 1000
 		if o.quick {

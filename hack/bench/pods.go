@@ -25,7 +25,7 @@ type sizes struct {
 
 var (
 	fullSizes  = sizes{cycles: 30, many: 100, execs: 100, execsAtOnce: 400, idle: 50, most: 200, asks: 50, logMB: 100, streamMB: 32, netSeconds: 2}
-	quickSizes = sizes{cycles: 8, many: 20, execs: 20, execsAtOnce: 80, idle: 20, asks: 10, logMB: 20, streamMB: 8, netSeconds: 0.5}
+	quickSizes = sizes{cycles: 8, many: 20, execs: 20, execsAtOnce: 80, idle: 20, most: 40, asks: 10, logMB: 20, streamMB: 8, netSeconds: 0.5}
 )
 
 // settle is how long a runtime gets after a pod, so that what it does behind its answer does not burden the next one's.
