@@ -13,16 +13,54 @@ import (
 const paxXattr = "SCHILY.xattr."
 
 // attributes gives an entry its owner, mode, extended attributes and times, in this order: a change of owner clears set-id
-// bits and capabilities.
-func (w *writer) attributes(p at, hdr *tar.Header) error {
-	if err := unix.Fchownat(p.dir, p.name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set owner: %w", err)
+// bits and capabilities. What it has already, by st, is not set again.
+func (w *writer) attributes(p at, hdr *tar.Header, st *unix.Stat_t) error {
+	if st.Uid != uint32(hdr.Uid) || st.Gid != uint32(hdr.Gid) {
+		if err := unix.Fchownat(p.dir, p.name, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
 	}
-	if hdr.Typeflag != tar.TypeSymlink {
-		if err := unix.Fchmodat(p.dir, p.name, uint32(hdr.Mode)&0o7777, 0); err != nil {
+	if mode := modeOf(hdr); hdr.Typeflag != tar.TypeSymlink && st.Mode&0o7777 != mode {
+		if err := unix.Fchmodat(p.dir, p.name, mode, 0); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
+	if err := w.xattrs(p, hdr); err != nil {
+		return err
+	}
+	atime, mtime := times(hdr)
+	if err := unix.UtimesNanoAt(p.dir, p.name, []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}
+
+// fileAttributes is as attributes, for a regular file that is open: with no name to look up.
+func (w *writer) fileAttributes(p at, fd int, hdr *tar.Header, st *unix.Stat_t) error {
+	if st.Uid != uint32(hdr.Uid) || st.Gid != uint32(hdr.Gid) {
+		if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if mode := modeOf(hdr); st.Mode&0o7777 != mode {
+		if err := unix.Fchmod(fd, mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	if err := w.xattrs(p, hdr); err != nil {
+		return err
+	}
+	atime, mtime := times(hdr)
+	if err := utimesFD(fd, atime, mtime); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}
+
+func modeOf(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o7777 }
+
+// xattrs sets those extended attributes that a layer may bring.
+func (w *writer) xattrs(p at, hdr *tar.Header) error {
 	for record, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(record, paxXattr)
 		if !ok || dropXattr(name) {
@@ -31,10 +69,6 @@ func (w *writer) attributes(p at, hdr *tar.Header) error {
 		if err := storeXattr(p.dir, p.name, name, []byte(value)); err != nil {
 			return err
 		}
-	}
-	atime, mtime := times(hdr)
-	if err := unix.UtimesNanoAt(p.dir, p.name, []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set times: %w", err)
 	}
 	return nil
 }

@@ -156,7 +156,9 @@ func (w *writer) regular(p at, hdr *tar.Header) error {
 	w.size += hdr.Size
 	var fd int
 	err := w.place(p, func() (err error) {
-		fd, err = unix.Openat(p.dir, p.name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		// Nobody else gets to the layer's directory yet, so the mode may be right at once, umask permitting.
+		const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		fd, err = unix.Openat(p.dir, p.name, flags, modeOf(hdr)&0o777)
 		return err
 	})
 	if err != nil {
@@ -171,12 +173,17 @@ func (w *writer) regular(p at, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if err := w.attributes(p, hdr); err != nil {
-		return err
-	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
+	}
+	if err := w.fileAttributes(p, fd, hdr, &st); err != nil {
+		return err
+	}
+	if len(hdr.PAXRecords) > 0 { // attributes may take a block
+		if err := unix.Fstat(fd, &st); err != nil {
+			return fmt.Errorf("stat: %w", err)
+		}
 	}
 	w.count(&st)
 	return nil
@@ -187,10 +194,20 @@ func (w *writer) node(p at, hdr *tar.Header, put func() error) error {
 	if err := w.place(p, put); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	if err := w.attributes(p, hdr); err != nil {
+	st, err := statAt(p)
+	if err != nil {
 		return err
 	}
-	return w.countAt(p)
+	if err := w.attributes(p, hdr, &st); err != nil {
+		return err
+	}
+	if len(hdr.PAXRecords) > 0 {
+		if st, err = statAt(p); err != nil {
+			return err
+		}
+	}
+	w.count(&st)
+	return nil
 }
 
 func (w *writer) directory(p at, hdr *tar.Header) error {
@@ -205,7 +222,11 @@ func (w *writer) directory(p at, hdr *tar.Header) error {
 	if err := w.tree.record(p.path, dirState{atime: atime, mtime: mtime}); err != nil {
 		return err
 	}
-	return w.attributes(p, hdr)
+	st, err := statAt(p)
+	if err != nil {
+		return err
+	}
+	return w.attributes(p, hdr, &st)
 }
 
 // existing sees to it that a directory is where something already is. One that replaces a file or a whiteout hides
@@ -237,7 +258,12 @@ func (w *writer) root(hdr *tar.Header) error {
 	if err := w.tree.record("", dirState{atime: atime, mtime: mtime}); err != nil {
 		return err
 	}
-	return w.attributes(at{w.tree.root, ".", ""}, hdr)
+	p := at{w.tree.root, ".", ""}
+	st, err := statAt(p)
+	if err != nil {
+		return err
+	}
+	return w.attributes(p, hdr, &st)
 }
 
 // hardlink links to what came before it in this layer. A target that is not here is one of a layer below.
@@ -323,13 +349,11 @@ func (w *writer) count(st *unix.Stat_t) {
 	w.result.Size += st.Blocks * 512
 }
 
-func (w *writer) countAt(p at) error {
-	var st unix.Stat_t
+func statAt(p at) (st unix.Stat_t, err error) {
 	if err := unix.Fstatat(p.dir, p.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("stat: %w", err)
+		return st, fmt.Errorf("stat: %w", err)
 	}
-	w.count(&st)
-	return nil
+	return st, nil
 }
 
 // finish sets the times of directories, which every entry in them has changed, and closes the account.
