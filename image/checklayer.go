@@ -124,7 +124,16 @@ func (c *checker) unpackAgain(ctx context.Context, sub *subject, f *found, i int
 	if err != nil {
 		return layer.Result{}, err
 	}
-	result, err := p.unpack(ctx, hold, f.layers[i], f.diffIDs[i])
+	result, source, err := p.unpack(ctx, hold, f.layers[i], f.diffIDs[i])
+	if source != nil {
+		defer source.close(ctx)
+	}
+	if err == nil {
+		err = hold.Sync(ctx) // for the blob
+	}
+	if err == nil {
+		err = source.commit(ctx, f.layers[i])
+	}
 	if err != nil || !result.NeedsParents() {
 		return result, err
 	}

@@ -81,7 +81,10 @@ func (p *pull) fetchLayer(ctx context.Context, c *chain, i int) error {
 		p.meter.done.Add(c.layers[i].Size)
 		return nil
 	}
-	result, err := p.unpack(ctx, hold, c.layers[i], c.diffIDs[i])
+	result, source, err := p.unpack(ctx, hold, c.layers[i], c.diffIDs[i])
+	if source != nil {
+		defer source.close(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -92,7 +95,15 @@ func (p *pull) fetchLayer(ctx context.Context, c *chain, i int) error {
 		}
 	}
 	defer p.meter.pause()()
-	return hold.Commit(ctx, snapshotter.LayerStats{Size: result.Size, Inodes: result.Inodes, RootImplied: result.RootImplied})
+	// One sync for the blob and the layer; records are only of what is durable.
+	if err := hold.Sync(ctx); err != nil {
+		return err
+	}
+	if err := source.commit(ctx, c.layers[i]); err != nil {
+		return err
+	}
+	stats := snapshotter.LayerStats{Size: result.Size, Inodes: result.Inodes, RootImplied: result.RootImplied, Synced: true}
+	return hold.Commit(ctx, stats)
 }
 
 // adopt completes layer i by what it needs of the layers below, when those are there.
@@ -110,34 +121,33 @@ func (p *pull) adopt(ctx context.Context, c *chain, i int, result *layer.Result)
 	return layer.Adopt(ctx, c.holds[i].Dir(), result, below)
 }
 
-// unpack streams a blob into the directory of a layer and, unless it is there, into the content store. Whoever gets here
-// is the writer of the layer and waits for nothing but a turn, the disk and the registry.
-func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.Descriptor, diffID digest.Digest) (layer.Result, error) {
+// unpack streams a blob into the directory of a layer and, unless it is there, into the content store, where it is to be
+// committed. The source is to be closed also after an error, if there is one. Whoever gets here is the writer of the layer
+// and waits for nothing but a turn, the disk and the registry.
+func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.Descriptor, diffID digest.Digest) (layer.Result, *source, error) {
 	resume := p.meter.pause()
 	err := p.s.turns.Acquire(ctx, 1)
 	resume()
 	if err != nil {
-		return layer.Result{}, context.Cause(ctx)
+		return layer.Result{}, nil, context.Cause(ctx)
 	}
 	defer p.s.turns.Release(1)
 	source, err := p.source(ctx, d)
 	if err != nil {
-		return layer.Result{}, err
+		return layer.Result{}, nil, err
 	}
-	defer source.close(ctx)
 	result, got, err := p.write(ctx, hold, source, d)
 	// What was sent decides what went wrong: a broken blob breaks the inflating and the tar in many ways.
 	if broken := source.verify(d, err); broken != nil {
-		return result, broken
+		return result, source, broken
 	}
 	if err != nil {
-		return result, err
+		return result, source, err
 	}
 	if got != diffID {
-		return result, fmt.Errorf("the unpacked layer is %s, the configuration says %s: %w", got, diffID, errdefs.ErrDataLoss)
+		return result, source, fmt.Errorf("the unpacked layer is %s, the configuration says %s: %w", got, diffID, errdefs.ErrDataLoss)
 	}
-	defer p.meter.pause()()
-	return result, source.commit(ctx, d)
+	return result, source, nil
 }
 
 // write inflates a source into the directory of a layer, and gives the digest of the tar.
@@ -165,7 +175,7 @@ func (p *pull) source(ctx context.Context, d ocispec.Descriptor) (*source, error
 	d = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 	src := &source{store: p.s, digester: d.Digest.Algorithm().Digester(), ref: ingestRef(ctx, d)}
 	for {
-		writer, err := content.OpenWriter(ctx, p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
+		writer, err := content.OpenWriter(trusted(ctx), p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
 		if err == nil {
 			src.writer = writer
 			return src, p.download(ctx, src, d)
@@ -242,7 +252,7 @@ func (s *source) verify(d ocispec.Descriptor, unpacked error) error {
 	return err
 }
 
-// commit makes the blob one of the content store's.
+// commit makes the blob, verified and durable, one of the content store's.
 func (s *source) commit(ctx context.Context, d ocispec.Descriptor) error {
 	if s.writer == nil {
 		return nil

@@ -61,7 +61,7 @@ type Store struct {
 
 	bolt      *bolt.DB
 	db        *metadata.DB
-	backend   content.Store // below content: files without records
+	backend   *backend // below content: files without records
 	content   content.Store
 	images    images.Store
 	leases    leases.Manager
@@ -114,9 +114,11 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.config.Root, 0o700); err != nil {
 		return err
 	}
-	if s.backend, err = local.NewLabeledStore(s.path("content"), nil); err != nil {
+	files, err := local.NewLabeledStore(s.path("content"), nil)
+	if err != nil {
 		return err
 	}
+	s.backend = &backend{Store: files, root: s.path("content")}
 	s.bolt, err = bolt.Open(s.path("meta.db"), 0o600, &bolt.Options{Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
 	if err != nil {
 		return fmt.Errorf("open meta.db: %w (does another daemon use this root?)", err)
@@ -128,6 +130,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
 	options := []snapshotter.Option{snapshotter.WithLog(s.log), snapshotter.WithLayerGrace(s.config.LayerGrace)}
 	if s.snapshots, err = snapshotter.New(s.path("snapshots"), options...); err != nil {
+		return err
+	}
+	if err := s.backend.compare(s.path("snapshots")); err != nil {
 		return err
 	}
 	if err := s.loadIndex(ctx); err != nil {

@@ -24,6 +24,8 @@ type LayerStats struct {
 	Size, Inodes int64
 	// RootImplied says that the tar had no entry for the root, so that the root's attributes come from the layer below.
 	RootImplied bool
+	// Synced says that nothing was written since Sync, so that Commit need not sync again.
+	Synced bool
 }
 
 // Link is one step of a chain of committed snapshots.
@@ -211,8 +213,16 @@ func (l *Layer) land(keys ...digest.Digest) {
 	})
 }
 
-// Commit makes the directory durable (one syncfs, shared with other layers that wait for one) and records it. The hold
-// stays. On an error the layer is not committed and Release throws it away. Committing twice is no error.
+// Sync makes the directory durable, and all else that was written to its filesystem since Layer answered: one syncfs, shared
+// with other layers that wait for one.
+func (l *Layer) Sync(ctx context.Context) error {
+	if err := l.s.syncer.sync(ctx, l.mark); err != nil {
+		return fmt.Errorf("layer %s: %w", l.id.DiffID, err)
+	}
+	return nil
+}
+
+// Commit makes the directory durable, as Sync does, and records it. The hold stays. On an error the layer is not committed and Release throws it away. Committing twice is no error.
 func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
 	if l.Committed() {
 		return nil
@@ -256,8 +266,10 @@ func (l *Layer) commit(ctx context.Context, stats LayerStats) (made, retired *la
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := s.syncer.sync(ctx, l.mark); err != nil {
-		return nil, nil, err
+	if !stats.Synced {
+		if err := s.syncer.sync(ctx, l.mark); err != nil {
+			return nil, nil, err
+		}
 	}
 	key := l.id.DiffID
 	if l.byChain {
