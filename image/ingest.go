@@ -64,7 +64,8 @@ type ingest struct {
 	b      *backend
 	ref    string
 	dir    string
-	file   *os.File
+	file   *os.File // nil before the first byte and after Close
+	closed bool
 	size   int64
 	total  int64
 	began  time.Time
@@ -87,12 +88,27 @@ func (w *ingest) open() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// create opens the file when something is written. Until then there is nothing to close, as the metadata store forgets to
+// when it cannot record a writer.
+func (w *ingest) create() (err error) {
+	if w.file != nil {
+		return nil
+	}
+	if w.closed {
+		return fmt.Errorf("the blob's writer is closed: %w", errdefs.ErrFailedPrecondition)
+	}
 	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
 	return err
 }
 
 // Write implements content.Writer.
 func (w *ingest) Write(p []byte) (int, error) {
+	if err := w.create(); err != nil {
+		return 0, err
+	}
 	n, err := w.file.Write(p)
 	w.size += int64(n)
 	return n, err
@@ -112,6 +128,9 @@ func (w *ingest) Truncate(size int64) error {
 		return fmt.Errorf("truncate a blob to %d: %w", size, errdefs.ErrNotImplemented)
 	}
 	w.size = 0
+	if w.file == nil {
+		return nil
+	}
 	if _, err := w.file.Seek(0, 0); err != nil {
 		return err
 	}
@@ -120,8 +139,8 @@ func (w *ingest) Truncate(size int64) error {
 
 // Commit implements content.Writer. It replaces a file that is there without a record, as that may be broken.
 func (w *ingest) Commit(_ context.Context, size int64, expected digest.Digest, _ ...content.Opt) error {
-	if w.file == nil {
-		return fmt.Errorf("commit a blob that is closed: %w", errdefs.ErrFailedPrecondition)
+	if err := w.create(); err != nil {
+		return err
 	}
 	if size != w.size {
 		return fmt.Errorf("commit a blob of %d bytes, %d were written: %w", size, w.size, errdefs.ErrFailedPrecondition)
@@ -150,6 +169,7 @@ func (w *ingest) Commit(_ context.Context, size int64, expected digest.Digest, _
 
 // Close implements content.Writer.
 func (w *ingest) Close() error {
+	w.closed = true
 	if w.file == nil {
 		return nil
 	}

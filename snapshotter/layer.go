@@ -222,7 +222,8 @@ func (l *Layer) Sync(ctx context.Context) error {
 	return nil
 }
 
-// Commit makes the directory durable, as Sync does, and records it. The hold stays. On an error the layer is not committed and Release throws it away. Committing twice is no error.
+// Commit makes the directory durable, as Sync does, and records it. The hold stays. On an error the layer is not committed
+// and Release throws it away. Committing twice is no error.
 func (l *Layer) Commit(ctx context.Context, stats LayerStats) error {
 	if l.Committed() {
 		return nil
