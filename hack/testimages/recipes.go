@@ -37,7 +37,7 @@ func addImages(ctx context.Context, l *layout, debs map[string]string) error {
 		return err
 	}
 	for _, add := range []func(context.Context, *layout, map[string]string, layer) error{
-		addShells, addServers, addStatic, addUsers, addTags, addBench,
+		addShells, addServers, addStatic, addUsers, addTags, addBench, addVolumes,
 	} {
 		if err := add(ctx, l, debs, base); err != nil {
 			return err

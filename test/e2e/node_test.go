@@ -41,7 +41,7 @@ func sharedNode(t *testing.T) *node {
 }
 
 // ownNode is a daemon for one test, which may kill it.
-func ownNode(t *testing.T) *node {
+func ownNode(t *testing.T, tables ...string) *node {
 	t.Helper()
 	// One at a time: the checker looks at everything in the place.
 	if shared != nil {
@@ -50,7 +50,7 @@ func ownNode(t *testing.T) *node {
 		}
 		shared = nil
 	}
-	n, err := startNode(t)
+	n, err := startNode(t, tables...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,8 +63,8 @@ func ownNode(t *testing.T) *node {
 	return n
 }
 
-func startNode(t *testing.T) (*node, error) {
-	d, err := place.NewDaemon(t.Context(), fmt.Sprintf("n%d", sequence.Add(1)))
+func startNode(t *testing.T, tables ...string) (*node, error) {
+	d, err := place.NewDaemon(t.Context(), fmt.Sprintf("n%d", sequence.Add(1)), tables...)
 	if err != nil {
 		return nil, err
 	}
