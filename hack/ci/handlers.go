@@ -9,7 +9,7 @@ import (
 // throughHandler are the tests that assert what any runtime owes: lifecycle, logs, exec, sharing, and what survives a death.
 const throughHandler = "^(TestHappyPath|TestExitCodes|TestKilledFromOutside|TestOOM|TestStop|TestRestart|TestExecTimeout|TestTTY|" +
 	"TestLogFormat|TestReopenLog|TestSharedNamespaces|TestSharedPID|TestHostNamespaces|TestKill|TestKillRepeatedly|" +
-	"TestExitWhileDead|TestUserNamespace|TestUserNamespaceModes|TestUserNamespaceSurvives|TestDaemonRestart|TestPodRemovedAfterKill|TestHostileMountTarget)$"
+	"TestExitWhileDead|TestUserNamespace|TestUserNamespaceModes|TestUserNamespaceSurvives|TestVolumesThatImagesDefine|TestVolumesThatImagesDefineInUser|TestDaemonRestart|TestPodRemovedAfterKill|TestHostileMountTarget)$"
 
 // endToEndThrough is endToEnd with all pods of these tests run by another handler.
 func endToEndThrough(handler string) step {
