@@ -5,10 +5,8 @@ package admin
 
 import (
 	"context"
-	"fmt"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"google.golang.org/grpc"
 
@@ -27,21 +25,14 @@ func NewImages(store *image.Store) *Images { return &Images{store: store} }
 
 // Pull implements api.ImagesServer.
 func (s *Images) Pull(r *api.PullRequest, stream grpc.ServerStreamingServer[api.PullResponse]) error {
-	if r.GetRef() == "" {
-		return fmt.Errorf("ref: required: %w", errdefs.ErrInvalidArgument)
+	if err := required("ref", r.GetRef()); err != nil {
+		return err
 	}
-	auth := r.GetAuth()
-	o := image.PullOptions{Auth: image.Auth{
-		Username: auth.GetUsername(), Password: auth.GetPassword(), Auth: auth.GetAuth(), ServerAddress: auth.GetServerAddress(),
-		IdentityToken: auth.GetIdentityToken(), RegistryToken: auth.GetRegistryToken(),
-	}}
-	if text := r.GetPlatform(); text != "" {
-		platform, err := platforms.Parse(text)
-		if err != nil {
-			return fmt.Errorf("platform %q: %w: %w", text, errdefs.ErrInvalidArgument, err)
-		}
-		o.Platform = &platform
+	p, err := platform(r.GetPlatform())
+	if err != nil {
+		return err
 	}
+	o := image.PullOptions{Auth: auth(r.GetAuth()), Platform: p}
 	var last *api.PullProgress
 	o.Watch = func(status image.PullStatus) {
 		last = progress(status)

@@ -583,6 +583,1236 @@ func (x *ProgressResponse) GetPulls() []*PullProgress {
 	return nil
 }
 
+// Selection says what of an image with an index is sent. Empty is all of the index when all of it is here, else the one
+// platform that is.
+type Selection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// os/arch[/variant]: that one alone.
+	Platform string `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	// All of the index. What is not here is fetched from where the image came from.
+	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Selection) Reset() {
+	*x = Selection{}
+	mi := &file_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Selection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Selection) ProtoMessage() {}
+
+func (x *Selection) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Selection.ProtoReflect.Descriptor instead.
+func (*Selection) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Selection) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *Selection) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PushRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The name to push as, by tag; empty is the image's own.
+	To            string     `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Auth          *Auth      `protobuf:"bytes,3,opt,name=auth,proto3" json:"auth,omitempty"`
+	Selection     *Selection `protobuf:"bytes,4,opt,name=selection,proto3" json:"selection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushRequest) Reset() {
+	*x = PushRequest{}
+	mi := &file_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushRequest) ProtoMessage() {}
+
+func (x *PushRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushRequest.ProtoReflect.Descriptor instead.
+func (*PushRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PushRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *PushRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *PushRequest) GetAuth() *Auth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *PushRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+type PushResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Part  *PushedPart            `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	// Only in the last message.
+	Result        *PushResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushResponse) Reset() {
+	*x = PushResponse{}
+	mi := &file_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushResponse) ProtoMessage() {}
+
+func (x *PushResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
+func (*PushResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PushResponse) GetPart() *PushedPart {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *PushResponse) GetResult() *PushResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+type PushedPart struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size   int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// uploaded, existed or mounted.
+	How           string `protobuf:"bytes,3,opt,name=how,proto3" json:"how,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushedPart) Reset() {
+	*x = PushedPart{}
+	mi := &file_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushedPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushedPart) ProtoMessage() {}
+
+func (x *PushedPart) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushedPart.ProtoReflect.Descriptor instead.
+func (*PushedPart) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PushedPart) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PushedPart) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PushedPart) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+type PushResult struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest   string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Uploaded int32                  `protobuf:"varint,3,opt,name=uploaded,proto3" json:"uploaded,omitempty"`
+	Existed  int32                  `protobuf:"varint,4,opt,name=existed,proto3" json:"existed,omitempty"`
+	Mounted  int32                  `protobuf:"varint,5,opt,name=mounted,proto3" json:"mounted,omitempty"`
+	// Bytes that were sent.
+	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Platforms of the index that were not sent because they are not here.
+	Missing       []string `protobuf:"bytes,7,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushResult) Reset() {
+	*x = PushResult{}
+	mi := &file_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushResult) ProtoMessage() {}
+
+func (x *PushResult) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushResult.ProtoReflect.Descriptor instead.
+func (*PushResult) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PushResult) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PushResult) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PushResult) GetUploaded() int32 {
+	if x != nil {
+		return x.Uploaded
+	}
+	return 0
+}
+
+func (x *PushResult) GetExisted() int32 {
+	if x != nil {
+		return x.Existed
+	}
+	return 0
+}
+
+func (x *PushResult) GetMounted() int32 {
+	if x != nil {
+		return x.Mounted
+	}
+	return 0
+}
+
+func (x *PushResult) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PushResult) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type TagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagRequest) Reset() {
+	*x = TagRequest{}
+	mi := &file_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagRequest) ProtoMessage() {}
+
+func (x *TagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
+func (*TagRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TagRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *TagRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TagResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagResponse) Reset() {
+	*x = TagResponse{}
+	mi := &file_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagResponse) ProtoMessage() {}
+
+func (x *TagResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagResponse.ProtoReflect.Descriptor instead.
+func (*TagResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{15}
+}
+
+type UntagRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagRequest) Reset() {
+	*x = UntagRequest{}
+	mi := &file_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagRequest) ProtoMessage() {}
+
+func (x *UntagRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagRequest.ProtoReflect.Descriptor instead.
+func (*UntagRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UntagRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type UntagResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntagResponse) Reset() {
+	*x = UntagResponse{}
+	mi := &file_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntagResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntagResponse) ProtoMessage() {}
+
+func (x *UntagResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntagResponse.ProtoReflect.Descriptor instead.
+func (*UntagResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type ImportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only in the first message.
+	Options       *ImportOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
+	Data          []byte         `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ImportRequest) GetOptions() *ImportOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type ImportOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Instead of the archive's names; without a tag the archive's tags are kept.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// os/arch[/variant]; empty is this machine's.
+	Platform      string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportOptions) Reset() {
+	*x = ImportOptions{}
+	mi := &file_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportOptions) ProtoMessage() {}
+
+func (x *ImportOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportOptions.ProtoReflect.Descriptor instead.
+func (*ImportOptions) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImportOptions) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportOptions) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+type ImportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*ImportedImage       `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportResponse) Reset() {
+	*x = ImportResponse{}
+	mi := &file_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportResponse) ProtoMessage() {}
+
+func (x *ImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
+func (*ImportResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ImportResponse) GetImages() []*ImportedImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type ImportedImage struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Names  []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	Digest string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Platforms that its index names and that were not in the archive.
+	Missing       []string `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedImage) Reset() {
+	*x = ImportedImage{}
+	mi := &file_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedImage) ProtoMessage() {}
+
+func (x *ImportedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedImage.ProtoReflect.Descriptor instead.
+func (*ImportedImage) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ImportedImage) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ImportedImage) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ImportedImage) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImportedImage) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type ExportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Refs  []string               `protobuf:"bytes,1,rep,name=refs,proto3" json:"refs,omitempty"`
+	// Add what `docker load` reads.
+	Docker        bool       `protobuf:"varint,2,opt,name=docker,proto3" json:"docker,omitempty"`
+	Auth          *Auth      `protobuf:"bytes,3,opt,name=auth,proto3" json:"auth,omitempty"`
+	Selection     *Selection `protobuf:"bytes,4,opt,name=selection,proto3" json:"selection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExportRequest) GetRefs() []string {
+	if x != nil {
+		return x.Refs
+	}
+	return nil
+}
+
+func (x *ExportRequest) GetDocker() bool {
+	if x != nil {
+		return x.Docker
+	}
+	return false
+}
+
+func (x *ExportRequest) GetAuth() *Auth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *ExportRequest) GetSelection() *Selection {
+	if x != nil {
+		return x.Selection
+	}
+	return nil
+}
+
+type ExportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Only in the last message.
+	Result        *ExportResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ExportResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetResult() *ExportResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+type ExportResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*ExportedImage       `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResult) Reset() {
+	*x = ExportResult{}
+	mi := &file_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResult) ProtoMessage() {}
+
+func (x *ExportResult) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResult.ProtoReflect.Descriptor instead.
+func (*ExportResult) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ExportResult) GetImages() []*ExportedImage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type ExportedImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Missing       []string               `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportedImage) Reset() {
+	*x = ExportedImage{}
+	mi := &file_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportedImage) ProtoMessage() {}
+
+func (x *ExportedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportedImage.ProtoReflect.Descriptor instead.
+func (*ExportedImage) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ExportedImage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExportedImage) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ExportedImage) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type CheckRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty is all images.
+	Ref           string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Repair        bool   `protobuf:"varint,2,opt,name=repair,proto3" json:"repair,omitempty"`
+	Auth          *Auth  `protobuf:"bytes,3,opt,name=auth,proto3" json:"auth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CheckRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *CheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *CheckRequest) GetAuth() *Auth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+type CheckResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Finding *Finding               `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
+	// Only in the last message.
+	Result        *CheckResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResponse) Reset() {
+	*x = CheckResponse{}
+	mi := &file_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResponse) ProtoMessage() {}
+
+func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
+func (*CheckResponse) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CheckResponse) GetFinding() *Finding {
+	if x != nil {
+		return x.Finding
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetResult() *CheckResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	Images        []string               `protobuf:"bytes,2,rep,name=images,proto3" json:"images,omitempty"`
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	Repaired      bool                   `protobuf:"varint,4,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Finding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Finding) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *Finding) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Finding) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
+}
+
+type CheckResult struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images int32                  `protobuf:"varint,1,opt,name=images,proto3" json:"images,omitempty"`
+	Blobs  int32                  `protobuf:"varint,2,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	Layers int32                  `protobuf:"varint,3,opt,name=layers,proto3" json:"layers,omitempty"`
+	// Blobs that are not kept, and layers of which only the figures could be compared.
+	Absent        int32 `protobuf:"varint,4,opt,name=absent,proto3" json:"absent,omitempty"`
+	Unverified    int32 `protobuf:"varint,5,opt,name=unverified,proto3" json:"unverified,omitempty"`
+	Bytes         int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Broken        int32 `protobuf:"varint,7,opt,name=broken,proto3" json:"broken,omitempty"`
+	Repaired      int32 `protobuf:"varint,8,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResult) Reset() {
+	*x = CheckResult{}
+	mi := &file_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResult) ProtoMessage() {}
+
+func (x *CheckResult) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResult.ProtoReflect.Descriptor instead.
+func (*CheckResult) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CheckResult) GetImages() int32 {
+	if x != nil {
+		return x.Images
+	}
+	return 0
+}
+
+func (x *CheckResult) GetBlobs() int32 {
+	if x != nil {
+		return x.Blobs
+	}
+	return 0
+}
+
+func (x *CheckResult) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *CheckResult) GetAbsent() int32 {
+	if x != nil {
+		return x.Absent
+	}
+	return 0
+}
+
+func (x *CheckResult) GetUnverified() int32 {
+	if x != nil {
+		return x.Unverified
+	}
+	return 0
+}
+
+func (x *CheckResult) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CheckResult) GetBroken() int32 {
+	if x != nil {
+		return x.Broken
+	}
+	return 0
+}
+
+func (x *CheckResult) GetRepaired() int32 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
 var File_admin_proto protoreflect.FileDescriptor
 
 const file_admin_proto_rawDesc = "" +
@@ -628,11 +1858,100 @@ const file_admin_proto_rawDesc = "" +
 	"created_at\x18\a \x01(\x03R\tcreatedAt\"\x11\n" +
 	"\x0fProgressRequest\"J\n" +
 	"\x10ProgressResponse\x126\n" +
-	"\x05pulls\x18\x01 \x03(\v2 .criserver.admin.v1.PullProgressR\x05pulls2\xf7\x01\n" +
+	"\x05pulls\x18\x01 \x03(\v2 .criserver.admin.v1.PullProgressR\x05pulls\"9\n" +
+	"\tSelection\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\x9a\x01\n" +
+	"\vPushRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12,\n" +
+	"\x04auth\x18\x03 \x01(\v2\x18.criserver.admin.v1.AuthR\x04auth\x12;\n" +
+	"\tselection\x18\x04 \x01(\v2\x1d.criserver.admin.v1.SelectionR\tselection\"z\n" +
+	"\fPushResponse\x122\n" +
+	"\x04part\x18\x01 \x01(\v2\x1e.criserver.admin.v1.PushedPartR\x04part\x126\n" +
+	"\x06result\x18\x02 \x01(\v2\x1e.criserver.admin.v1.PushResultR\x06result\"J\n" +
+	"\n" +
+	"PushedPart\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x10\n" +
+	"\x03how\x18\x03 \x01(\tR\x03how\"\xb8\x01\n" +
+	"\n" +
+	"PushResult\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1a\n" +
+	"\buploaded\x18\x03 \x01(\x05R\buploaded\x12\x18\n" +
+	"\aexisted\x18\x04 \x01(\x05R\aexisted\x12\x18\n" +
+	"\amounted\x18\x05 \x01(\x05R\amounted\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x18\n" +
+	"\amissing\x18\a \x03(\tR\amissing\"2\n" +
+	"\n" +
+	"TagRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\r\n" +
+	"\vTagResponse\"\"\n" +
+	"\fUntagRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x0f\n" +
+	"\rUntagResponse\"`\n" +
+	"\rImportRequest\x12;\n" +
+	"\aoptions\x18\x01 \x01(\v2!.criserver.admin.v1.ImportOptionsR\aoptions\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"?\n" +
+	"\rImportOptions\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"K\n" +
+	"\x0eImportResponse\x129\n" +
+	"\x06images\x18\x01 \x03(\v2!.criserver.admin.v1.ImportedImageR\x06images\"g\n" +
+	"\rImportedImage\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\tR\amissing\"\xa6\x01\n" +
+	"\rExportRequest\x12\x12\n" +
+	"\x04refs\x18\x01 \x03(\tR\x04refs\x12\x16\n" +
+	"\x06docker\x18\x02 \x01(\bR\x06docker\x12,\n" +
+	"\x04auth\x18\x03 \x01(\v2\x18.criserver.admin.v1.AuthR\x04auth\x12;\n" +
+	"\tselection\x18\x04 \x01(\v2\x1d.criserver.admin.v1.SelectionR\tselection\"^\n" +
+	"\x0eExportResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x128\n" +
+	"\x06result\x18\x02 \x01(\v2 .criserver.admin.v1.ExportResultR\x06result\"I\n" +
+	"\fExportResult\x129\n" +
+	"\x06images\x18\x01 \x03(\v2!.criserver.admin.v1.ExportedImageR\x06images\"U\n" +
+	"\rExportedImage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\amissing\x18\x03 \x03(\tR\amissing\"f\n" +
+	"\fCheckRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06repair\x18\x02 \x01(\bR\x06repair\x12,\n" +
+	"\x04auth\x18\x03 \x01(\v2\x18.criserver.admin.v1.AuthR\x04auth\"\x7f\n" +
+	"\rCheckResponse\x125\n" +
+	"\afinding\x18\x01 \x01(\v2\x1b.criserver.admin.v1.FindingR\afinding\x127\n" +
+	"\x06result\x18\x02 \x01(\v2\x1f.criserver.admin.v1.CheckResultR\x06result\"k\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x16\n" +
+	"\x06images\x18\x02 \x03(\tR\x06images\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x1a\n" +
+	"\brepaired\x18\x04 \x01(\bR\brepaired\"\xd5\x01\n" +
+	"\vCheckResult\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\x05R\x06images\x12\x14\n" +
+	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x16\n" +
+	"\x06layers\x18\x03 \x01(\x05R\x06layers\x12\x16\n" +
+	"\x06absent\x18\x04 \x01(\x05R\x06absent\x12\x1e\n" +
+	"\n" +
+	"unverified\x18\x05 \x01(\x05R\n" +
+	"unverified\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06broken\x18\a \x01(\x05R\x06broken\x12\x1a\n" +
+	"\brepaired\x18\b \x01(\x05R\brepaired2\xd0\x05\n" +
 	"\x06Images\x12K\n" +
 	"\x04Pull\x12\x1f.criserver.admin.v1.PullRequest\x1a .criserver.admin.v1.PullResponse0\x01\x12I\n" +
 	"\x04List\x12\x1f.criserver.admin.v1.ListRequest\x1a .criserver.admin.v1.ListResponse\x12U\n" +
-	"\bProgress\x12#.criserver.admin.v1.ProgressRequest\x1a$.criserver.admin.v1.ProgressResponseB.Z,github.com/criserver/criserver/admin/api;apib\x06proto3"
+	"\bProgress\x12#.criserver.admin.v1.ProgressRequest\x1a$.criserver.admin.v1.ProgressResponse\x12K\n" +
+	"\x04Push\x12\x1f.criserver.admin.v1.PushRequest\x1a .criserver.admin.v1.PushResponse0\x01\x12F\n" +
+	"\x03Tag\x12\x1e.criserver.admin.v1.TagRequest\x1a\x1f.criserver.admin.v1.TagResponse\x12L\n" +
+	"\x05Untag\x12 .criserver.admin.v1.UntagRequest\x1a!.criserver.admin.v1.UntagResponse\x12Q\n" +
+	"\x06Import\x12!.criserver.admin.v1.ImportRequest\x1a\".criserver.admin.v1.ImportResponse(\x01\x12Q\n" +
+	"\x06Export\x12!.criserver.admin.v1.ExportRequest\x1a\".criserver.admin.v1.ExportResponse0\x01\x12N\n" +
+	"\x05Check\x12 .criserver.admin.v1.CheckRequest\x1a!.criserver.admin.v1.CheckResponse0\x01B.Z,github.com/criserver/criserver/admin/api;apib\x06proto3"
 
 var (
 	file_admin_proto_rawDescOnce sync.Once
@@ -646,7 +1965,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_admin_proto_goTypes = []any{
 	(*Auth)(nil),             // 0: criserver.admin.v1.Auth
 	(*PullRequest)(nil),      // 1: criserver.admin.v1.PullRequest
@@ -657,23 +1976,69 @@ var file_admin_proto_goTypes = []any{
 	(*Image)(nil),            // 6: criserver.admin.v1.Image
 	(*ProgressRequest)(nil),  // 7: criserver.admin.v1.ProgressRequest
 	(*ProgressResponse)(nil), // 8: criserver.admin.v1.ProgressResponse
+	(*Selection)(nil),        // 9: criserver.admin.v1.Selection
+	(*PushRequest)(nil),      // 10: criserver.admin.v1.PushRequest
+	(*PushResponse)(nil),     // 11: criserver.admin.v1.PushResponse
+	(*PushedPart)(nil),       // 12: criserver.admin.v1.PushedPart
+	(*PushResult)(nil),       // 13: criserver.admin.v1.PushResult
+	(*TagRequest)(nil),       // 14: criserver.admin.v1.TagRequest
+	(*TagResponse)(nil),      // 15: criserver.admin.v1.TagResponse
+	(*UntagRequest)(nil),     // 16: criserver.admin.v1.UntagRequest
+	(*UntagResponse)(nil),    // 17: criserver.admin.v1.UntagResponse
+	(*ImportRequest)(nil),    // 18: criserver.admin.v1.ImportRequest
+	(*ImportOptions)(nil),    // 19: criserver.admin.v1.ImportOptions
+	(*ImportResponse)(nil),   // 20: criserver.admin.v1.ImportResponse
+	(*ImportedImage)(nil),    // 21: criserver.admin.v1.ImportedImage
+	(*ExportRequest)(nil),    // 22: criserver.admin.v1.ExportRequest
+	(*ExportResponse)(nil),   // 23: criserver.admin.v1.ExportResponse
+	(*ExportResult)(nil),     // 24: criserver.admin.v1.ExportResult
+	(*ExportedImage)(nil),    // 25: criserver.admin.v1.ExportedImage
+	(*CheckRequest)(nil),     // 26: criserver.admin.v1.CheckRequest
+	(*CheckResponse)(nil),    // 27: criserver.admin.v1.CheckResponse
+	(*Finding)(nil),          // 28: criserver.admin.v1.Finding
+	(*CheckResult)(nil),      // 29: criserver.admin.v1.CheckResult
 }
 var file_admin_proto_depIdxs = []int32{
-	0, // 0: criserver.admin.v1.PullRequest.auth:type_name -> criserver.admin.v1.Auth
-	3, // 1: criserver.admin.v1.PullResponse.progress:type_name -> criserver.admin.v1.PullProgress
-	6, // 2: criserver.admin.v1.ListResponse.images:type_name -> criserver.admin.v1.Image
-	3, // 3: criserver.admin.v1.ProgressResponse.pulls:type_name -> criserver.admin.v1.PullProgress
-	1, // 4: criserver.admin.v1.Images.Pull:input_type -> criserver.admin.v1.PullRequest
-	4, // 5: criserver.admin.v1.Images.List:input_type -> criserver.admin.v1.ListRequest
-	7, // 6: criserver.admin.v1.Images.Progress:input_type -> criserver.admin.v1.ProgressRequest
-	2, // 7: criserver.admin.v1.Images.Pull:output_type -> criserver.admin.v1.PullResponse
-	5, // 8: criserver.admin.v1.Images.List:output_type -> criserver.admin.v1.ListResponse
-	8, // 9: criserver.admin.v1.Images.Progress:output_type -> criserver.admin.v1.ProgressResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	0,  // 0: criserver.admin.v1.PullRequest.auth:type_name -> criserver.admin.v1.Auth
+	3,  // 1: criserver.admin.v1.PullResponse.progress:type_name -> criserver.admin.v1.PullProgress
+	6,  // 2: criserver.admin.v1.ListResponse.images:type_name -> criserver.admin.v1.Image
+	3,  // 3: criserver.admin.v1.ProgressResponse.pulls:type_name -> criserver.admin.v1.PullProgress
+	0,  // 4: criserver.admin.v1.PushRequest.auth:type_name -> criserver.admin.v1.Auth
+	9,  // 5: criserver.admin.v1.PushRequest.selection:type_name -> criserver.admin.v1.Selection
+	12, // 6: criserver.admin.v1.PushResponse.part:type_name -> criserver.admin.v1.PushedPart
+	13, // 7: criserver.admin.v1.PushResponse.result:type_name -> criserver.admin.v1.PushResult
+	19, // 8: criserver.admin.v1.ImportRequest.options:type_name -> criserver.admin.v1.ImportOptions
+	21, // 9: criserver.admin.v1.ImportResponse.images:type_name -> criserver.admin.v1.ImportedImage
+	0,  // 10: criserver.admin.v1.ExportRequest.auth:type_name -> criserver.admin.v1.Auth
+	9,  // 11: criserver.admin.v1.ExportRequest.selection:type_name -> criserver.admin.v1.Selection
+	24, // 12: criserver.admin.v1.ExportResponse.result:type_name -> criserver.admin.v1.ExportResult
+	25, // 13: criserver.admin.v1.ExportResult.images:type_name -> criserver.admin.v1.ExportedImage
+	0,  // 14: criserver.admin.v1.CheckRequest.auth:type_name -> criserver.admin.v1.Auth
+	28, // 15: criserver.admin.v1.CheckResponse.finding:type_name -> criserver.admin.v1.Finding
+	29, // 16: criserver.admin.v1.CheckResponse.result:type_name -> criserver.admin.v1.CheckResult
+	1,  // 17: criserver.admin.v1.Images.Pull:input_type -> criserver.admin.v1.PullRequest
+	4,  // 18: criserver.admin.v1.Images.List:input_type -> criserver.admin.v1.ListRequest
+	7,  // 19: criserver.admin.v1.Images.Progress:input_type -> criserver.admin.v1.ProgressRequest
+	10, // 20: criserver.admin.v1.Images.Push:input_type -> criserver.admin.v1.PushRequest
+	14, // 21: criserver.admin.v1.Images.Tag:input_type -> criserver.admin.v1.TagRequest
+	16, // 22: criserver.admin.v1.Images.Untag:input_type -> criserver.admin.v1.UntagRequest
+	18, // 23: criserver.admin.v1.Images.Import:input_type -> criserver.admin.v1.ImportRequest
+	22, // 24: criserver.admin.v1.Images.Export:input_type -> criserver.admin.v1.ExportRequest
+	26, // 25: criserver.admin.v1.Images.Check:input_type -> criserver.admin.v1.CheckRequest
+	2,  // 26: criserver.admin.v1.Images.Pull:output_type -> criserver.admin.v1.PullResponse
+	5,  // 27: criserver.admin.v1.Images.List:output_type -> criserver.admin.v1.ListResponse
+	8,  // 28: criserver.admin.v1.Images.Progress:output_type -> criserver.admin.v1.ProgressResponse
+	11, // 29: criserver.admin.v1.Images.Push:output_type -> criserver.admin.v1.PushResponse
+	15, // 30: criserver.admin.v1.Images.Tag:output_type -> criserver.admin.v1.TagResponse
+	17, // 31: criserver.admin.v1.Images.Untag:output_type -> criserver.admin.v1.UntagResponse
+	20, // 32: criserver.admin.v1.Images.Import:output_type -> criserver.admin.v1.ImportResponse
+	23, // 33: criserver.admin.v1.Images.Export:output_type -> criserver.admin.v1.ExportResponse
+	27, // 34: criserver.admin.v1.Images.Check:output_type -> criserver.admin.v1.CheckResponse
+	26, // [26:35] is the sub-list for method output_type
+	17, // [17:26] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -687,7 +2052,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,12 @@ const (
 	Images_Pull_FullMethodName     = "/criserver.admin.v1.Images/Pull"
 	Images_List_FullMethodName     = "/criserver.admin.v1.Images/List"
 	Images_Progress_FullMethodName = "/criserver.admin.v1.Images/Progress"
+	Images_Push_FullMethodName     = "/criserver.admin.v1.Images/Push"
+	Images_Tag_FullMethodName      = "/criserver.admin.v1.Images/Tag"
+	Images_Untag_FullMethodName    = "/criserver.admin.v1.Images/Untag"
+	Images_Import_FullMethodName   = "/criserver.admin.v1.Images/Import"
+	Images_Export_FullMethodName   = "/criserver.admin.v1.Images/Export"
+	Images_Check_FullMethodName    = "/criserver.admin.v1.Images/Check"
 )
 
 // ImagesClient is the client API for Images service.
@@ -39,6 +45,19 @@ type ImagesClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Progress answers with the pulls that are under way, whoever asked for them, the oldest first.
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
+	// Push sends an image to a registry, and streams what became of each part; the last message has the result.
+	Push(ctx context.Context, in *PushRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PushResponse], error)
+	// Tag gives an image another name.
+	Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error)
+	// Untag takes one name away. With its last name an image goes.
+	Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error)
+	// Import reads images from an archive, a tar of an OCI layout or of what docker saved. The options come first, then the archive.
+	Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, ImportResponse], error)
+	// Export writes images to an archive. The last message says what is in it; without that message the archive is not whole.
+	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error)
+	// Check compares blobs and layers with their digests, streams what is broken, and mends it if asked to; the last message has
+	// the result.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error)
 }
 
 type imagesClient struct {
@@ -88,6 +107,96 @@ func (c *imagesClient) Progress(ctx context.Context, in *ProgressRequest, opts .
 	return out, nil
 }
 
+func (c *imagesClient) Push(ctx context.Context, in *PushRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PushResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[1], Images_Push_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PushRequest, PushResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_PushClient = grpc.ServerStreamingClient[PushResponse]
+
+func (c *imagesClient) Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TagResponse)
+	err := c.cc.Invoke(ctx, Images_Tag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imagesClient) Untag(ctx context.Context, in *UntagRequest, opts ...grpc.CallOption) (*UntagResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UntagResponse)
+	err := c.cc.Invoke(ctx, Images_Untag_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *imagesClient) Import(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportRequest, ImportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[2], Images_Import_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportRequest, ImportResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_ImportClient = grpc.ClientStreamingClient[ImportRequest, ImportResponse]
+
+func (c *imagesClient) Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[3], Images_Export_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportRequest, ExportResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_ExportClient = grpc.ServerStreamingClient[ExportResponse]
+
+func (c *imagesClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Images_ServiceDesc.Streams[4], Images_Check_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckRequest, CheckResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_CheckClient = grpc.ServerStreamingClient[CheckResponse]
+
 // ImagesServer is the server API for Images service.
 // All implementations must embed UnimplementedImagesServer
 // for forward compatibility.
@@ -101,6 +210,19 @@ type ImagesServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Progress answers with the pulls that are under way, whoever asked for them, the oldest first.
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
+	// Push sends an image to a registry, and streams what became of each part; the last message has the result.
+	Push(*PushRequest, grpc.ServerStreamingServer[PushResponse]) error
+	// Tag gives an image another name.
+	Tag(context.Context, *TagRequest) (*TagResponse, error)
+	// Untag takes one name away. With its last name an image goes.
+	Untag(context.Context, *UntagRequest) (*UntagResponse, error)
+	// Import reads images from an archive, a tar of an OCI layout or of what docker saved. The options come first, then the archive.
+	Import(grpc.ClientStreamingServer[ImportRequest, ImportResponse]) error
+	// Export writes images to an archive. The last message says what is in it; without that message the archive is not whole.
+	Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error
+	// Check compares blobs and layers with their digests, streams what is broken, and mends it if asked to; the last message has
+	// the result.
+	Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error
 	mustEmbedUnimplementedImagesServer()
 }
 
@@ -119,6 +241,24 @@ func (UnimplementedImagesServer) List(context.Context, *ListRequest) (*ListRespo
 }
 func (UnimplementedImagesServer) Progress(context.Context, *ProgressRequest) (*ProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Progress not implemented")
+}
+func (UnimplementedImagesServer) Push(*PushRequest, grpc.ServerStreamingServer[PushResponse]) error {
+	return status.Error(codes.Unimplemented, "method Push not implemented")
+}
+func (UnimplementedImagesServer) Tag(context.Context, *TagRequest) (*TagResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Tag not implemented")
+}
+func (UnimplementedImagesServer) Untag(context.Context, *UntagRequest) (*UntagResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Untag not implemented")
+}
+func (UnimplementedImagesServer) Import(grpc.ClientStreamingServer[ImportRequest, ImportResponse]) error {
+	return status.Error(codes.Unimplemented, "method Import not implemented")
+}
+func (UnimplementedImagesServer) Export(*ExportRequest, grpc.ServerStreamingServer[ExportResponse]) error {
+	return status.Error(codes.Unimplemented, "method Export not implemented")
+}
+func (UnimplementedImagesServer) Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error {
+	return status.Error(codes.Unimplemented, "method Check not implemented")
 }
 func (UnimplementedImagesServer) mustEmbedUnimplementedImagesServer() {}
 func (UnimplementedImagesServer) testEmbeddedByValue()                {}
@@ -188,6 +328,82 @@ func _Images_Progress_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Images_Push_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PushRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Push(m, &grpc.GenericServerStream[PushRequest, PushResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_PushServer = grpc.ServerStreamingServer[PushResponse]
+
+func _Images_Tag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Tag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Tag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Tag(ctx, req.(*TagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Images_Untag_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UntagRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ImagesServer).Untag(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Images_Untag_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ImagesServer).Untag(ctx, req.(*UntagRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Images_Import_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ImagesServer).Import(&grpc.GenericServerStream[ImportRequest, ImportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_ImportServer = grpc.ClientStreamingServer[ImportRequest, ImportResponse]
+
+func _Images_Export_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Export(m, &grpc.GenericServerStream[ExportRequest, ExportResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_ExportServer = grpc.ServerStreamingServer[ExportResponse]
+
+func _Images_Check_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ImagesServer).Check(m, &grpc.GenericServerStream[CheckRequest, CheckResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Images_CheckServer = grpc.ServerStreamingServer[CheckResponse]
+
 // Images_ServiceDesc is the grpc.ServiceDesc for Images service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -203,11 +419,39 @@ var Images_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Progress",
 			Handler:    _Images_Progress_Handler,
 		},
+		{
+			MethodName: "Tag",
+			Handler:    _Images_Tag_Handler,
+		},
+		{
+			MethodName: "Untag",
+			Handler:    _Images_Untag_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Pull",
 			Handler:       _Images_Pull_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Push",
+			Handler:       _Images_Push_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Import",
+			Handler:       _Images_Import_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Export",
+			Handler:       _Images_Export_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Check",
+			Handler:       _Images_Check_Handler,
 			ServerStreams: true,
 		},
 	},

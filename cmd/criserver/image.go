@@ -25,6 +25,12 @@ import (
 const imageUsage = `usage: criserver image pull [FLAGS] REF       fetch an image; prints its ID
        criserver image list [FLAGS]           images that are here
        criserver image progress [FLAGS]       pulls that are under way, whoever asked for them
+       criserver image push [FLAGS] REF [TO]  send an image to a registry, as TO or by its own name
+       criserver image tag REF NAME           give an image another name
+       criserver image untag NAME             take a name away; with its last one an image goes
+       criserver image import [FLAGS] FILE    read an OCI layout (a directory or a tar) or what docker saved; - is standard input
+       criserver image export [FLAGS] REF...  write an OCI layout, with --docker one that docker reads, too
+       criserver image check [FLAGS] [REF]    compare images with their digests; --repair mends them
 
 flags:
 `
@@ -54,6 +60,12 @@ var imageCommands = map[string]imageCommand{
 	"pull":     {1, 1, "REF", imagePull},
 	"list":     {0, 0, "", imageList},
 	"progress": {0, 0, "", imageProgress},
+	"push":     {1, 2, "REF [TO]", imagePush},
+	"tag":      {2, 2, "REF NAME", imageTag},
+	"untag":    {1, 1, "NAME", imageUntag},
+	"import":   {1, 1, "FILE", imageImport},
+	"export":   {1, 1000, "REF...", imageExport},
+	"check":    {0, 1, "[REF]", imageCheck},
 }
 
 // image runs `criserver image ...`.
@@ -121,10 +133,9 @@ func plainError(err error) error {
 
 func imagePull(flags *flag.FlagSet) func(context.Context, *imageCall) error {
 	platform := flags.String("platform", "", "os/arch[/variant] instead of this machine's")
-	user := flags.String("username", "", "user at the registry; the password is read from standard input, one line")
-	token := flags.Bool("token-stdin", false, "read a registry's bearer token from standard input, one line")
+	readAuth := authFlags(flags)
 	return func(ctx context.Context, c *imageCall) error {
-		auth, err := authFrom(c.in, *user, *token)
+		auth, err := readAuth(c.in)
 		if err != nil {
 			return err
 		}

@@ -28,7 +28,7 @@ const usage = `usage: criserver [FLAGS]            run the daemon
        criserver config default     print the configuration, every key with its default
        criserver config check [FILE]
        criserver drain [FLAGS]      stop all containers and pods of a running daemon
-       criserver image ...          pull images by a running daemon, list them, show what it pulls
+       criserver image ...          pull, push, import, export, check images by a running daemon
        criserver version
 
 flags:
