@@ -121,8 +121,8 @@ func (p *pull) adopt(ctx context.Context, c *chain, i int, result *layer.Result)
 	return layer.Adopt(ctx, c.holds[i].Dir(), result, below)
 }
 
-// unpack streams a blob into the directory of a layer and, unless it is there, into the content store, where it is to be
-// committed. The source is to be closed also after an error, if there is one. Whoever gets here is the writer of the layer
+// unpack streams a blob into the directory of a layer and, unless it is there or is not to be kept, into the content store, where
+// it is to be committed. The source is to be closed also after an error, if there is one. Whoever gets here is the writer of the layer
 // and waits for nothing but a turn, the disk and the registry.
 func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.Descriptor, diffID digest.Digest) (layer.Result, *source, error) {
 	resume := p.meter.pause()
@@ -164,7 +164,8 @@ type source struct {
 	tee      io.Reader
 	closer   io.Closer
 	digester digest.Digester
-	writer   content.Writer // nil when the blob is in the content store
+	writer   content.Writer // nil when the blob is in the content store, or is not to be kept
+	stored   bool           // it comes from the content store
 	ref      string         // of the writer
 	store    *Store
 	readErr  error // of the stream: why bytes are missing
@@ -174,6 +175,15 @@ type source struct {
 func (p *pull) source(ctx context.Context, d ocispec.Descriptor) (*source, error) {
 	d = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 	src := &source{store: p.s, digester: d.Digest.Algorithm().Digester(), ref: ingestRef(ctx, d)}
+	if p.s.config.DiscardUnpacked {
+		if _, err := p.s.content.Info(ctx, d.Digest); errdefs.IsNotFound(err) {
+			stream, err := p.repo.Fetch(ctx, d)
+			if err == nil {
+				src.open(stream, stream, d, &p.meter)
+			}
+			return src, err
+		}
+	}
 	for {
 		writer, err := content.OpenWriter(trusted(ctx), p.s.content, content.WithRef(src.ref), content.WithDescriptor(d))
 		if err == nil {
@@ -185,6 +195,7 @@ func (p *pull) source(ctx context.Context, d ocispec.Descriptor) (*source, error
 		}
 		reader, err := p.s.content.ReaderAt(ctx, d)
 		if err == nil {
+			src.stored = true
 			src.open(io.NewSectionReader(reader, 0, reader.Size()), reader, d, &p.meter)
 			return src, nil
 		}
@@ -242,7 +253,7 @@ func (s *source) verify(d ocispec.Descriptor, unpacked error) error {
 		return s.readErr
 	}
 	err := verify(d, s.stream.n, s.digester.Digest())
-	if err != nil && s.writer == nil {
+	if err != nil && s.stored {
 		s.store.discard(s.store.storeContext(context.Background()), d, err.Error())
 		return fmt.Errorf("%w: %w", errStoredBroken, err)
 	}

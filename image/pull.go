@@ -238,7 +238,10 @@ func (p *pull) readManifest(ctx context.Context, f *found) error {
 	if err := p.s.keep(ctx, manifest.Config, config, nil); err != nil {
 		return err
 	}
-	below := append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)
+	below := []ocispec.Descriptor{manifest.Config}
+	if !p.s.config.DiscardUnpacked {
+		below = append(below, manifest.Layers...)
+	}
 	return p.s.keep(ctx, f.manifest, data, references(f.manifest.MediaType, below))
 }
 

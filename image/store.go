@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -41,6 +40,9 @@ type Config struct {
 	Verifiers Verifiers
 	// Limits bound what a layer may unpack to.
 	Limits Limits
+	// DiscardUnpacked has pulls from now on not keep the blobs of layers. Who needs one later, a push for instance, gets it
+	// by its digest from where the image came from.
+	DiscardUnpacked bool
 	// Pinned are names or IDs ("sha256:...") of images that are reported as pinned.
 	Pinned []string
 	// Log gets what nobody is there to be told. Nil is slog.Default.
@@ -219,48 +221,4 @@ func (s *Store) removeNames(ctx context.Context, ref string) (bool, error) {
 	}
 	s.forget(s.index.drop(names))
 	return true, nil
-}
-
-// FsInfo measures what images take. It reads records, not directories.
-func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
-	ctx = s.storeContext(ctx)
-	info := FsInfo{MountPoint: s.config.Root, When: time.Now()}
-	err := s.content.Walk(ctx, func(blob content.Info) error {
-		info.Bytes += uint64(max(blob.Size, 0))
-		info.Inodes++
-		return nil
-	})
-	if err != nil {
-		return FsInfo{}, fmt.Errorf("size of blobs: %w", err)
-	}
-	var committed []string
-	err = s.snapshots.Walk(ctx, func(_ context.Context, snapshot snapshots.Info) error {
-		if snapshot.Kind == snapshots.KindCommitted {
-			committed = append(committed, snapshot.Name)
-		}
-		return nil
-	})
-	if err != nil {
-		return FsInfo{}, fmt.Errorf("size of layers: %w", err)
-	}
-	counted := map[string]bool{} // directories; several snapshots may share one
-	for _, name := range committed {
-		dirs, err := s.snapshots.LayerDirs(ctx, name)
-		if errdefs.IsNotFound(err) || len(dirs) > 0 && counted[dirs[0]] {
-			continue
-		}
-		if err != nil {
-			return FsInfo{}, fmt.Errorf("size of layers: %w", err)
-		}
-		usage, err := s.snapshots.Usage(ctx, name)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return FsInfo{}, fmt.Errorf("size of layers: %w", err)
-		}
-		if len(dirs) > 0 {
-			counted[dirs[0]] = true
-		}
-		info.Bytes += uint64(max(usage.Size, 0))
-		info.Inodes += uint64(max(usage.Inodes, 0))
-	}
-	return info, nil
 }

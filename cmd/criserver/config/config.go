@@ -107,6 +107,7 @@ type Image struct {
 	Parallel          int      `toml:"parallel"`
 	MaxLayerSize      int64    `toml:"max_layer_size"`
 	MaxInflateRatio   int64    `toml:"max_inflate_ratio"`
+	DiscardUnpacked   bool     `toml:"discard_unpacked_layers"`
 	Pinned            []string `toml:"pinned"`
 
 	Verifier Verifier `toml:"verifier"`

@@ -37,9 +37,10 @@ func openImages(ctx context.Context, cfg config.Config, log *slog.Logger) (*imag
 		Root:       cfg.Root,
 		Registry:   registries,
 		NoProgress: noProgress, Parallel: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
-		Verifiers: image.Verifiers{Dir: cfg.Image.Verifier.BinDir, Timeout: time.Duration(cfg.Image.Verifier.Timeout)},
-		Limits:    image.Limits{LayerSize: cfg.Image.MaxLayerSize, InflateRatio: cfg.Image.MaxInflateRatio},
-		Log:       log,
+		Verifiers:       image.Verifiers{Dir: cfg.Image.Verifier.BinDir, Timeout: time.Duration(cfg.Image.Verifier.Timeout)},
+		Limits:          image.Limits{LayerSize: cfg.Image.MaxLayerSize, InflateRatio: cfg.Image.MaxInflateRatio},
+		DiscardUnpacked: cfg.Image.DiscardUnpacked,
+		Log:             log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)
