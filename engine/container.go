@@ -239,6 +239,11 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord
 		return made, err
 	}
 	made.user = in.User
+	if pod.SELinux != nil {
+		in.Labels = *pod.SELinux
+	} else if in.Host.SELinux {
+		in.Host.SELinux, in.Host.NoSELinux = false, "the pod was made when there were no labels; make it anew"
+	}
 	if err := e.mountVolumes(ctx, &c); err != nil {
 		return made, err
 	}
@@ -259,6 +264,9 @@ func (e *Engine) makeSpec(ctx context.Context, pod *podRecord, r containerRecord
 	}
 	for _, warning := range out.Warnings {
 		e.log.Warn(warning, "container", c.ID, "name", c.Name)
+	}
+	if err := relabel(ctx, in.Container, out.Spec); err != nil {
+		return made, err
 	}
 	if err := e.InjectDevices(out.Spec, c.CDIDevices); err != nil {
 		return made, err

@@ -142,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if e.host, err = hostFacts(cfg.UnsetSeccomp, cfg.AppArmorProfile); err != nil {
 		return nil, err
 	}
+	if err := openSELinux(cfg.SELinux, &e.host); err != nil {
+		return nil, err
+	}
 	if e.classes, err = openClasses(cfg.BlockIOConfig, cfg.RDTConfig, e.log); err != nil {
 		return nil, err
 	}
@@ -175,6 +178,9 @@ func (c *Config) complete() error {
 	if c.UnsetSeccomp != spec.Unconfined && c.UnsetSeccomp != spec.RuntimeDefault {
 		return fmt.Errorf("seccomp profile for containers that name none is %q: must be %s or %s: %w",
 			c.UnsetSeccomp, spec.Unconfined, spec.RuntimeDefault, errdefs.ErrInvalidArgument)
+	}
+	if c.SELinux == "" {
+		c.SELinux = SELinuxAuto
 	}
 	if c.CgroupParent == "" {
 		c.CgroupParent = "/criserver"

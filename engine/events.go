@@ -213,6 +213,9 @@ func (e *Engine) forgetPod(id string) {
 	defer e.mu.Unlock()
 	p := e.pods[id]
 	delete(e.pods, id)
+	if p != nil {
+		e.releaseLabels(p.record)
+	}
 	if p != nil && p.announced {
 		e.publish(EventDeleted, id, p)
 	}

@@ -46,7 +46,6 @@ func hostFacts(unsetSeccomp, appArmor string) (spec.Host, error) {
 		h.SwapAccounting = exists("/proc/swaps") // cgroup v2 accounts swap wherever the kernel has any
 	}
 	h.NoSeccomp = unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0) == unix.EINVAL
-	h.SELinux = exists("/sys/fs/selinux/enforce")
 	if data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil {
 		h.AppArmor = strings.HasPrefix(string(data), "Y")
 	}

@@ -170,24 +170,31 @@ func (e *Engine) bringUp(ctx context.Context, record podRecord) error {
 	if err := makeDir(e.store.podDir(p.ID), 0o700); err != nil {
 		return fmt.Errorf("pod's directory: %w", err)
 	}
+	if err := e.labelPod(&record); err != nil {
+		return err
+	}
 	if err := e.store.savePod(record); err != nil {
 		return err
 	}
-	network, holder, err := e.makeNamespaces(ctx, &p, sysctls)
+	network, holder, err := e.makeNamespaces(ctx, &record, sysctls)
 	if err != nil {
 		return err
 	}
 	if err := writeHosts(e.store.podDir(p.ID), &p, network.IPs); err != nil {
 		return err
 	}
+	if err := e.labelPodFiles(record); err != nil {
+		return err
+	}
 	return e.podReady(ctx, p.ID, network, int(holder))
 }
 
 // makeNamespaces makes what the pod's containers share, network and resolv.conf included.
-func (e *Engine) makeNamespaces(ctx context.Context, p *spec.Pod, sysctls map[string]string) (network cni.Result, holder int32, err error) {
+func (e *Engine) makeNamespaces(ctx context.Context, r *podRecord, sysctls map[string]string) (network cni.Result, holder int32, err error) {
+	p := &r.Pod
 	g, gctx := errgroup.WithContext(ctx)
 	namespaces := func(netns string) (string, error) {
-		answer, err := e.startNamespaces(gctx, p, netns, sysctls)
+		answer, err := e.startNamespaces(gctx, r, netns, sysctls)
 		holder = answer.GetHolderPid()
 		return answer.GetNetns(), err
 	}
@@ -298,7 +305,8 @@ func networkRequest(p *spec.Pod) (cni.Request, error) {
 
 // startNamespaces has the shim make the namespaces that the pod's containers share, when there are any. Repeated it
 // answers as before, or makes those anew that were lost with shim and keeper.
-func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string, sysctls map[string]string) (*api.StartPodResponse, error) {
+func (e *Engine) startNamespaces(ctx context.Context, record *podRecord, netns string, sysctls map[string]string) (*api.StartPodResponse, error) {
+	p := &record.Pod
 	r := &api.StartPodRequest{
 		PodId: p.ID, Netns: netns, Ipc: p.OwnIPC(), Uts: p.OwnNetwork(), Pid: p.OwnPID(),
 		CgroupsPath: path.Join(p.Cgroup(), p.ID), Sysctls: sysctls,
@@ -311,6 +319,9 @@ func (e *Engine) startNamespaces(ctx context.Context, p *spec.Pod, netns string,
 	}
 	if r.Ipc {
 		r.ShmSize = spec.ShmSize
+		if record.SELinux != nil {
+			r.MountLabel = record.SELinux.Mount
+		}
 	}
 	if u := p.Security.Namespaces.User; u != nil {
 		r.UidMappings, r.GidMappings, r.Network = wireMappings(u.UIDs), wireMappings(u.GIDs), p.OwnNetwork()

@@ -21,6 +21,8 @@ type podRecord struct {
 	Pod       spec.Pod   `json:"pod"`
 	Network   cni.Result `json:"network"`
 	HolderPID int        `json:"holderPID,omitempty"`
+	// SELinux are the labels of the pod, whose level is its alone unless it asked for one; nil where SELinux is off.
+	SELinux *spec.Labels `json:"selinux,omitempty"`
 	// Released says that a stopped pod has nothing left but its record and its containers' ones.
 	Released  bool      `json:"released,omitempty"`
 	CreatedAt time.Time `json:"createdAt"`

@@ -73,6 +73,7 @@ func (e *Engine) loadPod(id string) error {
 	}
 	e.mu.Lock()
 	e.pods[id] = &pod{record: record, announced: true}
+	keepLabels(record)
 	switch record.State {
 	case ready:
 		e.pods[id].told = toldOfIt

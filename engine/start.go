@@ -113,7 +113,7 @@ func (e *Engine) startProcess(ctx context.Context, pod *podRecord, record contai
 	if sysctlErr != nil {
 		return nil, sysctlErr
 	}
-	if _, err := e.startNamespaces(ctx, &pod.Pod, pod.Network.Netns, sysctls); err != nil {
+	if _, err := e.startNamespaces(ctx, pod, pod.Network.Netns, sysctls); err != nil {
 		return nil, err
 	}
 	err = start()

@@ -27,6 +27,8 @@ type Config struct {
 	UnsetSeccomp string
 	// AppArmorProfile is the loaded profile of containers that name none, or runtime/default; "" leaves them unconfined.
 	AppArmorProfile string
+	// SELinux says whether containers have SELinux labels: SELinuxAuto (also ""), SELinuxOn or SELinuxOff.
+	SELinux string
 	// DefaultSysctls are set in every pod whose namespaces own them, unless the pod sets them itself. Nil means
 	// DefaultSysctls; an empty map means none.
 	DefaultSysctls map[string]string

@@ -34,7 +34,7 @@ func Build(in Input) (Output, error) {
 	}
 	b.out.Spec = s
 	for _, step := range []func(*specs.Spec) error{
-		b.process, b.capabilities, b.namespaces, b.mounts, b.paths, b.devices, b.resources, b.labels, b.seccomp,
+		b.process, b.capabilities, b.namespaces, b.mounts, b.paths, b.devices, b.resources, b.appArmor, b.selinux, b.seccomp,
 		b.base, b.annotations, b.defaultRlimits,
 	} {
 		if err := step(s); err != nil {

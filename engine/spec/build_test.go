@@ -26,6 +26,7 @@ type golden struct {
 	Host      json.RawMessage `json:"host,omitempty"`
 	Devices   json.RawMessage `json:"devices,omitempty"`
 	Settings  json.RawMessage `json:"settings,omitempty"`
+	Labels    json.RawMessage `json:"labels,omitempty"`
 	// Whole has the whole spec written, instead of what differs from that of the plain input.
 	Whole bool `json:"whole,omitempty"`
 
@@ -71,7 +72,7 @@ func TestGolden(t *testing.T) {
 			in := plain()
 			for part, to := range map[*json.RawMessage]any{
 				&g.Pod: in.Pod, &g.Container: in.Container, &g.Image: &in.Image, &g.User: &in.User, &g.Host: &in.Host, &g.Devices: &in.Devices,
-				&g.Settings: &in.Settings,
+				&g.Settings: &in.Settings, &g.Labels: &in.Labels,
 			} {
 				if len(*part) > 0 {
 					if err := json.Unmarshal(*part, to); err != nil {

@@ -26,6 +26,8 @@ type Input struct {
 	// Seccomp is the content of the file that a "localhost" profile names.
 	Seccomp []byte
 	Host    Host
+	// Labels are the pod's; with Host.SELinux only.
+	Labels Labels
 	// BlockIO is what the container's class of block I/O means, RDTClass its class of cache and memory bandwidth.
 	BlockIO  *specs.LinuxBlockIO
 	RDTClass string
@@ -64,8 +66,9 @@ type Host struct {
 	DeviceOwnership bool
 	// NoSeccomp says that the kernel has no seccomp filters.
 	NoSeccomp bool
-	// SELinux says that SELinux is on.
-	SELinux bool
+	// SELinux says that SELinux is on and containers have labels. NoSELinux says why they have none though it is on.
+	SELinux   bool
+	NoSELinux string
 	// AppArmor says that AppArmor is on, AppArmorDefault names the profile that is loaded for containers.
 	AppArmor        bool
 	AppArmorDefault string

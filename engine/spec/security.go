@@ -77,9 +77,9 @@ func defaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	return profile, nil
 }
 
-// labels set the AppArmor profile and the SELinux label. What the host has not switched on is not asked for, but a
-// profile that is named must not be missing silently.
-func (b *builder) labels(s *specs.Spec) error {
+// appArmor sets the profile. What the host has not switched on is not asked for, but a profile that is named must not be
+// missing silently.
+func (b *builder) appArmor(s *specs.Spec) error {
 	security := b.in.Container.Security
 	switch profile := security.AppArmor; profile.Kind {
 	case "", RuntimeDefault:
@@ -100,38 +100,5 @@ func (b *builder) labels(s *specs.Spec) error {
 	default:
 		return invalid("AppArmor profile %q: must be %s, %s or %s", profile.Kind, RuntimeDefault, Unconfined, Localhost)
 	}
-	if l := security.SELinux; b.in.Host.SELinux && l != nil && *l != (SELinux{}) && !security.Privileged {
-		label := SELinux{User: "system_u", Role: "system_r", Type: "container_t", Level: "s0"}
-		label.override(*l)
-		s.Process.SelinuxLabel = label.String()
-		label.Role, label.Type = "object_r", "container_file_t"
-		s.Linux.MountLabel = label.String()
-		return b.relabel()
-	}
 	return nil
 }
-
-// relabel refuses what a confined container could not read: nothing here writes labels on files of the node.
-func (b *builder) relabel() error {
-	for _, m := range b.in.Container.Mounts {
-		if m.SELinuxRelabel {
-			return fmt.Errorf("mount at %s asks for selinux_relabel, which this engine does not do: label its files before, and leave it out: %w",
-				m.Target, errdefs.ErrFailedPrecondition)
-		}
-	}
-	return nil
-}
-
-func (l *SELinux) override(with SELinux) {
-	for _, part := range []struct {
-		to   *string
-		from string
-	}{{&l.User, with.User}, {&l.Role, with.Role}, {&l.Type, with.Type}, {&l.Level, with.Level}} {
-		if part.from != "" {
-			*part.to = part.from
-		}
-	}
-}
-
-// String is the label as the kernel takes it.
-func (l SELinux) String() string { return strings.Join([]string{l.User, l.Role, l.Type, l.Level}, ":") }

@@ -30,7 +30,7 @@ func buildForMachine(ctx context.Context, out io.Writer, more ...[]string) error
 	return nil
 }
 
-// virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2 and AppArmor.
+// virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2 and AppArmor, and those of SELinux.
 func virtualMachine(ctx context.Context, out io.Writer) result {
 	var r result
 	if err := buildForMachine(ctx, out, []string{"go", "test", "-c", "-o", filepath.Join(vmDir, "e2e.test"), "./test/e2e"}); err != nil {
@@ -42,7 +42,12 @@ func virtualMachine(ctx context.Context, out io.Writer) result {
 		"-debs", "handlers", "-env", "E2E_RUNTIMES=runc=/usr/sbin/runc,crun=/usr/bin/crun",
 	}, inMachine...)
 	args = append(args, "--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "15m")
-	return verbose(ctx, out, "hack/vm/run", args...)
+	r.add(verbose(ctx, out, "hack/vm/run", args...))
+	// The kernel has either AppArmor or SELinux on.
+	labelled := append([]string{"-selinux", "-add", filepath.Join(vmDir, "e2e.test") + ":/opt/e2e.test"}, inMachine...)
+	labelled = append(labelled, "--", "/opt/e2e.test", "-test.v", "-test.run", "^TestSELinux")
+	r.add(verbose(ctx, out, "hack/vm/run", labelled...))
+	return r
 }
 
 // critestInMachine runs the suite of cri-tools there. The processor is emulated, so it takes a while.

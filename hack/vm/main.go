@@ -43,6 +43,7 @@ type options struct {
 	memory  int
 	disk    int
 	append  string
+	selinux bool
 	add     list
 	debs    list
 	env     list
@@ -64,6 +65,7 @@ func parse() options {
 	flag.IntVar(&o.memory, "m", 2048, "memory in MiB")
 	flag.IntVar(&o.disk, "disk", 3072, "size of the root disk in MiB (sparse)")
 	flag.StringVar(&o.append, "append", "", "more kernel parameters")
+	flag.BoolVar(&o.selinux, "selinux", false, "enforce the policy of hack/vm/policy.conf, instead of AppArmor")
 	flag.Var(&o.add, "add", "`source:destination` copied into the machine, a file or a directory; repeatable")
 	flag.Var(&o.debs, "debs", "`set` of Debian packages that is unpacked in the machine (criu, handlers); repeatable")
 	flag.Var(&o.env, "env", "`KEY=value` for the command; repeatable")
@@ -117,6 +119,11 @@ func makeDisk(ctx context.Context, o options, work string) error {
 			return err
 		}
 	}
+	if o.selinux {
+		if err := addPolicy(ctx, o.cache, root); err != nil {
+			return fmt.Errorf("SELinux policy: %w", err)
+		}
+	}
 	for _, pair := range o.add {
 		from, to, ok := strings.Cut(pair, ":")
 		if !ok || !filepath.IsAbs(to) {
@@ -167,6 +174,9 @@ func writeEtc(etc string) error {
 func boot(ctx context.Context, o options, kernel kernel, work string) (int, error) {
 	result := filepath.Join(work, "result")
 	params := "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic random.trust_cpu=on mitigations=off cgroup_no_v1=all " + o.append
+	if o.selinux {
+		params += " security=selinux enforcing=1"
+	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(o.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

@@ -216,7 +216,8 @@ type StartPodRequest struct {
 	// namespace owns, and the pod has none, that one is taken.
 	UidMappings   []*IDMapping `protobuf:"bytes,40,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
 	GidMappings   []*IDMapping `protobuf:"bytes,41,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
-	Network       bool         `protobuf:"varint,42,opt,name=network,proto3" json:"network,omitempty"` // with mappings: make a network namespace that the user namespace owns, unless netns names it
+	MountLabel    string       `protobuf:"bytes,43,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"` // SELinux label of the files in the shared memory; empty: none
+	Network       bool         `protobuf:"varint,42,opt,name=network,proto3" json:"network,omitempty"`                        // with mappings: make a network namespace that the user namespace owns, unless netns names it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +341,13 @@ func (x *StartPodRequest) GetGidMappings() []*IDMapping {
 		return x.GidMappings
 	}
 	return nil
+}
+
+func (x *StartPodRequest) GetMountLabel() string {
+	if x != nil {
+		return x.MountLabel
+	}
+	return ""
 }
 
 func (x *StartPodRequest) GetNetwork() bool {
@@ -2347,7 +2355,7 @@ const file_shim_proto_rawDesc = "" +
 	"keeper_pid\x18\x03 \x01(\x05R\tkeeperPid\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12'\n" +
 	"\x0fuser_namespaces\x18( \x01(\bR\x0euserNamespaces\x12,\n" +
-	"\x12no_user_namespaces\x18) \x01(\tR\x10noUserNamespaces\"\xb5\x04\n" +
+	"\x12no_user_namespaces\x18) \x01(\tR\x10noUserNamespaces\"\xd6\x04\n" +
 	"\x0fStartPodRequest\x12\x15\n" +
 	"\x06pod_id\x18\x01 \x01(\tR\x05podId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x10\n" +
@@ -2362,7 +2370,9 @@ const file_shim_proto_rawDesc = "" +
 	"pod_cgroup\x18\x1e \x01(\tR\tpodCgroup\x12#\n" +
 	"\rpod_resources\x18\x1f \x01(\fR\fpodResources\x12?\n" +
 	"\fuid_mappings\x18( \x03(\v2\x1c.criserver.shim.v1.IDMappingR\vuidMappings\x12?\n" +
-	"\fgid_mappings\x18) \x03(\v2\x1c.criserver.shim.v1.IDMappingR\vgidMappings\x12\x18\n" +
+	"\fgid_mappings\x18) \x03(\v2\x1c.criserver.shim.v1.IDMappingR\vgidMappings\x12\x1f\n" +
+	"\vmount_label\x18+ \x01(\tR\n" +
+	"mountLabel\x12\x18\n" +
 	"\anetwork\x18* \x01(\bR\anetwork\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

@@ -17,6 +17,7 @@ import (
 type Attachment struct {
 	Rootfs *Mount // attached at Root; nil: none
 	Root   string
+	Label  string   // SELinux label of Rootfs and Overlays; "": none
 	Shm    *os.File // a pod's shared memory (Pod.Shm), attached at ShmAt; nil: none
 	ShmAt  string
 	Proc   *os.File // a pod's proc (Pod.Proc), attached at ProcAt; nil: none
@@ -113,6 +114,7 @@ func (c *compiler) attachRoot(a Attachment) error {
 		if err != nil {
 			return fmt.Errorf("root: %w", err)
 		}
+		o.label(a.Label)
 		c.root = c.Reg()
 		return c.overlay(o)
 	case m.Type == "bind" || m.Type == "":
@@ -149,6 +151,7 @@ func (c *compiler) attachMapped(a Attachment) error {
 		if err != nil {
 			return fmt.Errorf("overlay at %s: %w", overlay.At, err)
 		}
+		o.label(a.Label)
 		if i == 0 && a.Rootfs != nil && o.upper != "" { // it cannot be mapped; those of others have their owners already
 			c.Fchownat(plan.Cwd, o.upper, c.hostUID(0), c.hostGID(0))
 		}

@@ -155,6 +155,9 @@ func (c *compiler) keyring() {
 		return
 	}
 	c.At("session keyring")
+	if label := c.in.process.SelinuxLabel; label != "" { // forgotten with execve
+		c.writeFile("/proc/self/attr/keycreate", label)
+	}
 	c.SimpleOr([]plan.Option{plan.Accept(unix.ENOSYS)}, unix.SYS_KEYCTL, "keyctl", unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 }
 

@@ -15,6 +15,7 @@ func (c *compiler) layers(m *specs.Mount) error {
 	if err != nil {
 		return err
 	}
+	o.label(c.in.spec.Linux.MountLabel)
 	tree, err := c.overlayTree(o)
 	if err != nil {
 		return err
@@ -38,7 +39,7 @@ func (c *compiler) overlayTree(o overlayOptions) (plan.Reg, error) {
 			c.FsconfigString(fs, "upperdir", o.upper)
 			c.FsconfigString(fs, "workdir", o.work)
 		}
-		if err := c.configure(fs, o.other); err != nil {
+		if err := c.configure(fs, o.options()); err != nil {
 			return 0, err
 		}
 		c.Fsmount(tree, fs, o.set)

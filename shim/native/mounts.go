@@ -338,6 +338,7 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 	if err != nil {
 		return err
 	}
+	options = c.labelled(m.Type, options)
 	if err := c.configure(fs, options); err != nil {
 		return err
 	}
@@ -351,6 +352,7 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 	}
 	c.Fsmount(tree, fs, attributes)
 	c.Close(fs)
+	c.labelRoot(m.Type, tree)
 	if o.propagation != 0 {
 		recursive := 0
 		if o.propagation&unix.MS_REC != 0 {
@@ -405,7 +407,7 @@ func (c *compiler) cgroupMount(m *specs.Mount, o mountOptions) error {
 	}
 	fs, tree := c.Reg(), c.Reg()
 	c.Fsopen(fs, "tmpfs")
-	if err := c.configure(fs, []string{"mode=755", "size=64k"}); err != nil {
+	if err := c.configure(fs, c.labelled("tmpfs", []string{"mode=755", "size=64k"})); err != nil {
 		return err
 	}
 	c.Fsmount(tree, fs, o.set&^unix.MOUNT_ATTR_RDONLY)

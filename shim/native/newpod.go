@@ -21,6 +21,7 @@ type PodConfig struct {
 	Netns         string // path of the network namespace that sysctls are set in; "": the host's
 	Sysctls       map[string]string
 	ShmSize       int64          // bytes of shared memory; 0: none
+	MountLabel    string         // SELinux label of the shared memory; "": none
 	Cgroup        *cgroup.Cgroup // of the holder
 
 	// User has the pod's namespaces but the pid namespace owned by a user namespace of the pod's: UserNamespace when it is given,
@@ -121,7 +122,7 @@ func (r *Runtime) newUserPod(ctx context.Context, c PodConfig) (*Pod, error) {
 			return nil, err
 		}
 	}
-	rest := PodConfig{PID: c.PID, ShmSize: c.ShmSize, Netns: c.Netns, Sysctls: c.Sysctls, Cgroup: c.Cgroup, owner: c.User, joined: pod.Namespaces}
+	rest := PodConfig{PID: c.PID, ShmSize: c.ShmSize, MountLabel: c.MountLabel, Netns: c.Netns, Sysctls: c.Sysctls, Cgroup: c.Cgroup, owner: c.User, joined: pod.Namespaces}
 	if !rest.PID && rest.ShmSize == 0 && len(rest.Sysctls) == 0 {
 		return pod, nil
 	}
@@ -184,6 +185,9 @@ func (c *PodConfig) shmOptions() []string {
 		uid, _ := MapID(0, u.UIDs)
 		gid, _ := MapID(0, u.GIDs)
 		options = append(options, fmt.Sprintf("uid=%d", uid), fmt.Sprintf("gid=%d", gid))
+	}
+	if c.MountLabel != "" {
+		options = append(options, "context="+c.MountLabel)
 	}
 	return options
 }

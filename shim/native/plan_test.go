@@ -51,6 +51,18 @@ func goldenSpec() *specs.Spec {
 	return spec
 }
 
+// labelledInput is of a container with SELinux labels and every kind of mount that takes one, or does not.
+func labelledInput(host Host) *input {
+	in := goldenInput(goldenSpec(), host)
+	in.process.SelinuxLabel = "system_u:system_r:container_t:s0:c1,c2"
+	in.spec.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
+	in.spec.Linux.MaskedPaths = []string{"/proc/acpi"}
+	in.spec.Mounts = append(in.spec.Mounts, layersMount,
+		specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid"}},
+		specs.Mount{Destination: "/own", Type: "tmpfs", Source: "tmpfs", Options: []string{"context=system_u:object_r:own_t:s0"}})
+	return in
+}
+
 // TestPlans compares whole plans with the golden files, which read like an strace of a container's start.
 func TestPlans(t *testing.T) {
 	for name, compile := range map[string]func() (*built, error){
@@ -143,6 +155,13 @@ func TestPlans(t *testing.T) {
 		},
 		"exec": func() (*built, error) {
 			in := goldenInput(goldenSpec(), newKernel)
+			in.target = 6
+			return compileExec(in)
+		},
+		"create-selinux":            func() (*built, error) { return compileCreate(labelledInput(newKernel)) },
+		"create-selinux-old-kernel": func() (*built, error) { return compileCreate(labelledInput(oldKernel)) },
+		"exec-selinux": func() (*built, error) {
+			in := labelledInput(newKernel)
 			in.target = 6
 			return compileExec(in)
 		},

@@ -38,6 +38,7 @@ func (c *compiler) rootfs() error {
 		if err != nil {
 			return fmt.Errorf("root: %w", err)
 		}
+		o.label(c.in.spec.Linux.MountLabel)
 		c.mapLayers(o)
 		if c.inUser() && o.upper != "" { // it cannot be mapped
 			c.Fchownat(plan.Cwd, o.upper, c.hostUID(0), c.hostGID(0))
@@ -86,6 +87,7 @@ func (c *compiler) emptyDirectory(place string) {
 	c.mask = c.Reg()
 	c.Fsopen(fs, "tmpfs")
 	c.FsconfigString(fs, "size", "4k")
+	c.contextOf(fs, "tmpfs")
 	c.FsconfigCreate(fs)
 	c.Fsmount(c.mask, fs, unix.MOUNT_ATTR_RDONLY|hidden)
 	c.Close(fs)
@@ -105,6 +107,7 @@ type overlayOptions struct {
 	lower       []string // uppermost first
 	upper, work string
 	set         uint64   // attributes of the mount
+	context     string   // SELinux label of all files
 	other       []string // as they came
 }
 
@@ -113,6 +116,8 @@ func parseOverlay(options []string) (overlayOptions, error) {
 	for _, option := range options {
 		key, value, _ := strings.Cut(option, "=")
 		switch key {
+		case "context":
+			o.context = strings.Trim(value, `"`)
 		case "lowerdir":
 			o.lower = strings.Split(value, ":")
 		case "upperdir":
@@ -182,7 +187,7 @@ func (c *compiler) overlay(o overlayOptions) error {
 		c.FsconfigString(fs, "upperdir", o.upper)
 		c.FsconfigString(fs, "workdir", o.work)
 	}
-	if err := c.configure(fs, o.other); err != nil {
+	if err := c.configure(fs, o.options()); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	c.Fsmount(c.root, fs, o.set)
@@ -234,6 +239,9 @@ func (o *overlayOptions) classic() (text, common string, err error) {
 	data := []string{"lowerdir=" + strings.Join(lower, ":")}
 	if o.upper != "" {
 		data = append(data, "upperdir="+relative(o.upper), "workdir="+relative(o.work))
+	}
+	if o.context != "" {
+		data = append(data, `context="`+o.context+`"`) // levels have commas
 	}
 	text = strings.Join(append(data, o.other...), ",")
 	if len(text) > mountDataLimit {

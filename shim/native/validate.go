@@ -62,7 +62,6 @@ func unsupported(spec *specs.Spec, p *specs.Process) []request {
 	l := spec.Linux
 	return []request{
 		{"linux.netDevices", len(l.NetDevices) > 0},
-		{"linux.mountLabel", l.MountLabel != ""},
 		{"vm, solaris, windows or zos", spec.VM != nil || spec.Solaris != nil || spec.Windows != nil || spec.ZOS != nil},
 	}
 }

@@ -126,7 +126,7 @@ func bindOptions(options []string) []string {
 
 // attachment is what spec takes for granted.
 func (b bundle) attachment(c native.Config) native.Attachment {
-	a := native.Attachment{Rootfs: c.Rootfs, Root: b.root, Shm: c.Shm, ShmAt: b.shm}
+	a := native.Attachment{Label: c.Spec.Linux.MountLabel, Rootfs: c.Rootfs, Root: b.root, Shm: c.Shm, ShmAt: b.shm}
 	if b.mounts == "" {
 		return a
 	}

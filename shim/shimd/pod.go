@@ -191,7 +191,7 @@ func missing(p *pod, r *api.StartPodRequest) native.PodConfig {
 		Hostname: r.Hostname, Netns: r.Netns, Sysctls: map[string]string{},
 	}
 	if p.spaces[shmName] == nil {
-		c.ShmSize = r.ShmSize
+		c.ShmSize, c.MountLabel = r.ShmSize, r.MountLabel
 	}
 	for name, value := range r.Sysctls {
 		var there bool

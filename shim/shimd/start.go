@@ -288,7 +288,7 @@ func (c *container) openOutput(ctx context.Context, spec *specs.Spec, r *api.Sta
 		name string
 		end  **os.File
 	}{{"stdout", &e.stdout}, {"stderr", &e.stderr}} {
-		if err := c.makeFIFO(ctx, dir, o.name, uid); err != nil {
+		if err := c.makeFIFO(ctx, dir, o.name, uid, spec.Linux.MountLabel); err != nil {
 			return e, err
 		}
 		read, err := openFIFO(dir, o.name, unix.O_RDONLY|unix.O_NONBLOCK)
@@ -309,12 +309,12 @@ func (c *container) openOutput(ctx context.Context, spec *specs.Spec, r *api.Sta
 	if !r.Stdin {
 		return e, nil
 	}
-	return e, c.openStdin(ctx, dir, uid, &e)
+	return e, c.openStdin(ctx, dir, uid, spec.Linux.MountLabel, &e)
 }
 
 // openStdin makes the FIFO whose write end keeps the standard input open.
-func (c *container) openStdin(ctx context.Context, dir int, uid uint32, e *ends) error {
-	if err := c.makeFIFO(ctx, dir, "stdin", uid); err != nil {
+func (c *container) openStdin(ctx context.Context, dir int, uid uint32, label string, e *ends) error {
+	if err := c.makeFIFO(ctx, dir, "stdin", uid, label); err != nil {
 		return err
 	}
 	read, err := openFIFO(dir, "stdin", unix.O_RDONLY|unix.O_NONBLOCK) // no writer to wait for yet
@@ -344,9 +344,9 @@ func openFIFO(dir int, name string, flags int) (opened, error) {
 	return opened{fd, os.NewFile(uintptr(fd), name)}, nil
 }
 
-// makeFIFO makes a FIFO for one user. One that is there is of a start that was cut short by a kill of the shim and the
-// keeper: what runs of it is ended.
-func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint32) error {
+// makeFIFO makes a FIFO for one user, with the SELinux label of the container's files if it has one. One that is there is of a
+// start that was cut short by a kill of the shim and the keeper: what runs of it is ended.
+func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint32, label string) error {
 	err := unix.Mkfifoat(dir, name, 0o600)
 	if errors.Is(err, unix.EEXIST) {
 		if c.cgroup != nil {
@@ -366,10 +366,18 @@ func (c *container) makeFIFO(ctx context.Context, dir int, name string, uid uint
 	if err == nil && uid != 0 {
 		err = unix.Fchownat(dir, name, int(uid), -1, unix.AT_SYMLINK_NOFOLLOW)
 	}
+	if err == nil && label != "" {
+		err = labelFile(dir, name, label)
+	}
 	if err != nil {
 		return &os.PathError{Op: "mkfifo", Path: filepath.Join(c.dir, name), Err: err}
 	}
 	return nil
+}
+
+// labelFile sets the SELinux label of a file: of one with another the kernel closes a confined process's descriptors.
+func labelFile(dir int, name, label string) error {
+	return unix.Lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir, name), "security.selinux", append([]byte(label), 0), 0)
 }
 
 // removeRecords removes what a shim makes in a container's directory.

@@ -143,10 +143,10 @@ var notUsed = []struct{ prefix, why string }{
 	{"Windows", "of Windows nodes; this engine is of Linux"},
 	{"PodSandboxConfig.windows", "of Windows nodes; refused by name"},
 	{"ContainerConfig.windows", "of Windows nodes; refused by name"},
-	{"SELinuxOption.", "needs a kernel with SELinux and its policy; the labels are in golden files of engine/spec"},
-	{"LinuxSandboxSecurityContext.selinux_options", "needs a kernel with SELinux and its policy; no process of ours is the pod's"},
-	{"LinuxContainerSecurityContext.selinux_options", "needs a kernel with SELinux and its policy; the labels are in golden files of engine/spec"},
-	{"Mount.selinux_relabel", "needs a kernel with SELinux and its policy; where there is one, refused by name"},
+	{"SELinuxOption.", "tested in the virtual machine, whose kernel enforces a policy (TestSELinux and its kin); none is loaded here"},
+	{"LinuxSandboxSecurityContext.selinux_options", "tested in the virtual machine, whose kernel enforces a policy (TestSELinux and its kin); none is loaded here"},
+	{"LinuxContainerSecurityContext.selinux_options", "tested in the virtual machine, whose kernel enforces a policy (TestSELinux and its kin); none is loaded here"},
+	{"Mount.selinux_relabel", "tested in the virtual machine, whose kernel enforces a policy (TestSELinux and its kin); none is loaded here"},
 }
 
 func whyNotUsed(key string) string {

@@ -77,6 +77,7 @@ func (c *Config) problems() []problem {
 	}
 	absolute("workload.cgroup_parent", c.Workload.CgroupParent)
 	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
+	oneOf("workload.selinux", c.Workload.SELinux, "auto", "on", "off")
 	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
 	c.Workload.problems(add, absolute)
 	c.Image.problems(add, absolute)

@@ -93,6 +93,7 @@ type Workload struct {
 	CgroupDriver string `toml:"cgroup_driver"`
 	UnsetSeccomp string `toml:"unset_seccomp"`
 	AppArmor     string `toml:"apparmor_profile"`
+	SELinux      string `toml:"selinux"`
 
 	StrictMounts    bool `toml:"strict_mounts"`
 	DeviceOwnership bool `toml:"device_ownership_from_security_context"`

@@ -174,6 +174,7 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 		BlockIOConfig: d.cfg.Workload.BlockIOConfig, RDTConfig: d.cfg.Workload.RDTConfig,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
 		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
+		SELinux:         d.cfg.Workload.SELinux,
 		AppArmorProfile: loadAppArmor(d.cfg.Workload.AppArmor, d.log),
 		Handlers:        handlersOf(ctx, d.cfg, d.log),
 		CDIDirs:         cdiDirs,

@@ -95,6 +95,10 @@ func second() int {
 		fmt.Fprintf(os.Stderr, "init: %v\n", err)
 		return 125
 	}
+	if err := loadPolicy("/etc/selinux/policy"); err != nil {
+		fmt.Fprintf(os.Stderr, "init: SELinux policy: %v\n", err)
+		return 125
+	}
 	job, err := os.ReadFile("/job")
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "init: %v\n", err)
@@ -170,6 +174,21 @@ func prepare() error {
 		return err
 	}
 	return unix.Sethostname([]byte("vm"))
+}
+
+// loadPolicy gives the kernel its SELinux policy, if there is one.
+func loadPolicy(path string) error {
+	policy, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("selinuxfs", "/sys/fs/selinux", "selinuxfs", 0, ""); err != nil {
+		return fmt.Errorf("mount selinuxfs: %w", err)
+	}
+	return os.WriteFile("/sys/fs/selinux/load", policy, 0)
 }
 
 // cgroups hands every controller down and moves this process out of the root, as an init does.
