@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e e2e-runc bench bench-pull lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e e2e-runc pull-kills bench bench-pull lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, critest, 
 	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk critest fuzz vm-test
 
 full: FUZZTIME = 2m
-full: test e2e-runc critest critest-vm kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
+full: test e2e-runc pull-kills critest critest-vm kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
 
 unit: ## tests of the packages (as root)
 	$(GO) run ./hack/ci unit
@@ -41,6 +41,9 @@ e2e: build ## tests of the real daemon, as its client (as root)
 
 e2e-runc: build ## those tests of the real daemon that any runtime must pass, with runc as the handler (as root)
 	$(GO) run ./hack/ci e2e-runc
+
+pull-kills: build ## the daemon killed a hundred times amid pulls (as root, 10 min)
+	$(GO) run ./hack/ci pull-kills
 
 bench: build ## figures beside containerd with runc in the same run, as a table and bench/results.json (as root, 12 min)
 	hack/bench/run

@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -117,4 +122,40 @@ func (s *Store) endLeases(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// sweep removes what an earlier run that was killed left of blobs without a record: the half-written ones, none of which
+// anybody will finish, and complete ones of which the kill forestalled the record. It is called before anything is pulled.
+// The garbage collection does not see them: it looks at files only after it has removed a record.
+func (s *Store) sweep(ctx context.Context) error {
+	half, err := os.ReadDir(s.path("content/ingest"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, entry := range half {
+		if err := os.RemoveAll(filepath.Join(s.path("content/ingest"), entry.Name())); err != nil {
+			return err
+		}
+	}
+	recorded := map[digest.Digest]bool{}
+	err = s.content.Walk(ctx, func(info content.Info) error { recorded[info.Digest] = true; return nil })
+	if err != nil {
+		return fmt.Errorf("list blobs: %w", err)
+	}
+	var stray []digest.Digest
+	err = s.backend.Walk(ctx, func(info content.Info) error {
+		if !recorded[info.Digest] {
+			stray = append(stray, info.Digest)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it has no directory before its first blob
+		return fmt.Errorf("list files of blobs: %w", err)
+	}
+	for _, d := range stray {
+		if err := s.backend.Delete(ctx, d); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }

@@ -137,6 +137,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.backend.compare(s.path("snapshots")); err != nil {
 		return err
 	}
+	if err := s.sweep(ctx); err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
 	if err := s.loadIndex(ctx); err != nil {
 		return err
 	}

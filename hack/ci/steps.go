@@ -138,6 +138,11 @@ func endToEnd(ctx context.Context, out io.Writer) result {
 	return goTest(ctx, out, "-count=1", "-timeout", "20m", "./test/e2e", "-conformance", page)
 }
 
+// pullKills kills the daemon amid pulls a hundred times; the end-to-end tests do it ten times.
+func pullKills(ctx context.Context, out io.Writer) result {
+	return goTest(ctx, out, "-count=1", "-timeout", "40m", "-run", "^TestKillPull$", "./test/e2e", "-pull-kills", "100")
+}
+
 // withKubelet runs the real kubelet on the real daemon.
 func withKubelet(ctx context.Context, out io.Writer) result {
 	var r result
