@@ -130,7 +130,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return fmt.Errorf("open meta.db: %w", err)
 	}
 	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
-	options := []snapshotter.Option{snapshotter.WithLog(s.log), snapshotter.WithLayerGrace(s.config.LayerGrace)}
+	options := []snapshotter.Option{snapshotter.WithLog(s.log), snapshotter.WithLayerGrace(s.config.LayerGrace), snapshotter.WithAsyncRemove()}
 	if s.snapshots, err = snapshotter.New(s.path("snapshots"), options...); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -285,10 +286,26 @@ func TestRemoveAsync(t *testing.T) {
 	s := oneLayer(t, WithAsyncRemove())
 	mustPrepare(t, s, "key", "base")
 	writeFiles(t, s.activePath(2), "fs/f")
+	let := make(chan struct{})
+	s.behind.do(func() { <-let }) // as a long one before it
 	if err := s.Remove(t.Context(), "key"); err != nil {
 		t.Fatal(err)
 	}
 	wantEntries(t, s, trashDir, "active-2")
+	if err := s.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantEntries(t, s, trashDir, "active-2") // it is somebody's already
+	close(let)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		entries, err := os.ReadDir(s.path(trashDir))
+		if err == nil && len(entries) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("in the trash are still %v, %v", entries, err)
+		}
+	}
 	mustPrepare(t, s, "key", "base")
 	if err := s.Remove(t.Context(), "nothing"); !errdefs.IsNotFound(err) {
 		t.Errorf("remove what is not there: %v", err)
@@ -298,6 +315,25 @@ func TestRemoveAsync(t *testing.T) {
 	}
 	wantEntries(t, s, trashDir)
 	wantEntries(t, s, activeDir, "3")
+}
+
+// TestRemoveAsyncClosed closes before everything is deleted: the next one does that.
+func TestRemoveAsyncClosed(t *testing.T) {
+	s := oneLayer(t, WithAsyncRemove())
+	for range 20 {
+		mustPrepare(t, s, "key", "base")
+		if err := s.Remove(t.Context(), "key"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, s.root)
+	if err := again.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantEntries(t, again, trashDir)
 }
 
 func TestNewErrors(t *testing.T) {

@@ -129,7 +129,7 @@ func (s *Snapshotter) moveUpper(n uint64) error {
 // emptied removes what a commit has left of an active snapshot.
 func (s *Snapshotter) emptied(ctx context.Context, n uint64) {
 	err := s.trash(activeDir, n)
-	if err == nil && !s.async {
+	if err == nil {
 		err = removeTree(context.WithoutCancel(ctx), s.path(trashDir), trashName(activeDir, n))
 	}
 	if err != nil {

@@ -115,12 +115,20 @@ func (s *Snapshotter) trash(dir string, n uint64) error {
 	return err
 }
 
-// discard removes a busy directory that has no record, or leaves it to Cleanup, and the number is not busy any more.
+// discard removes a busy directory that has no record, and the number is not busy any more.
 func (s *Snapshotter) discard(ctx context.Context, dir string, n uint64) {
-	err := s.trash(dir, n)
-	if err == nil && !s.async {
-		// It has no record any more, so it goes on when the caller does not.
-		err = removeTree(context.WithoutCancel(ctx), s.path(trashDir), trashName(dir, n))
+	ctx = context.WithoutCancel(ctx) // it has no record any more, so it goes on when the caller does not
+	if err := s.trash(dir, n); err != nil || !s.async || dir != activeDir {
+		s.discarded(ctx, dir, n, err)
+		return
+	}
+	s.behind.do(func() { s.discarded(ctx, dir, n, nil) })
+}
+
+// discarded deletes what was moved to the trash, unless that has failed.
+func (s *Snapshotter) discarded(ctx context.Context, dir string, n uint64, err error) {
+	if err == nil {
+		err = removeTree(ctx, s.path(trashDir), trashName(dir, n))
 	}
 	if err != nil {
 		s.log.Warn("files of a removed snapshot are left for a later cleanup", "path", s.path(dir, number(n)), "error", err)

@@ -63,6 +63,8 @@ type Snapshotter struct {
 
 	mu    sync.Mutex // guards index; never held across I/O
 	index index
+
+	behind behind
 }
 
 var (
@@ -76,7 +78,8 @@ type Option func(*Snapshotter)
 // WithLog says where what nobody is there to be told goes. The default is slog.Default.
 func WithLog(log *slog.Logger) Option { return func(s *Snapshotter) { s.log = log } }
 
-// WithAsyncRemove makes Remove leave the deleting of files to the next Cleanup.
+// WithAsyncRemove makes Remove delete the files of active snapshots after it has returned. What is not deleted by Close is
+// left to the next Cleanup.
 func WithAsyncRemove() Option { return func(s *Snapshotter) { s.async = true } }
 
 // WithLayerGrace says how long Cleanup keeps a committed layer that no snapshot uses, counted from its commit, for a pull
@@ -124,6 +127,7 @@ func (s *Snapshotter) open() (err error) {
 // Close lets go of the database. Holds on layers must have been released. Closing twice is no error.
 func (s *Snapshotter) Close() error {
 	s.closeOnce.Do(func() {
+		s.behind.close()
 		if s.db != nil {
 			s.closeError = errors.Join(s.closeError, s.db.close())
 		}

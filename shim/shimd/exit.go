@@ -163,7 +163,8 @@ func (s *Server) teardown(ctx context.Context, c *container) error {
 	if c.pidfd >= 0 {
 		_ = unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
 	}
-	if c.cgroup != nil {
+	empty := c.binary == nil && c.hasEnded() && c.cgroup != nil && c.cgroup.RemoveEmpty()
+	if c.cgroup != nil && !empty {
 		errs = append(errs, c.cgroup.Kill(ctx))
 	}
 	if c.pidfd >= 0 {
@@ -172,7 +173,7 @@ func (s *Server) teardown(ctx context.Context, c *container) error {
 	if c.binary != nil && errors.Join(errs...) == nil {
 		errs = append(errs, c.binary.Cleanup(ctx))
 	}
-	if c.cgroup != nil {
+	if c.cgroup != nil && !empty {
 		errs = append(errs, c.cgroup.Remove(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -203,6 +204,16 @@ func (s *Server) teardown(ctx context.Context, c *container) error {
 		}
 	}
 	return nil
+}
+
+// hasEnded says whether the exit is known.
+func (c *container) hasEnded() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // awaitEnd waits until a killed process is gone: for one whose start has succeeded, until its exit is known.

@@ -30,6 +30,17 @@ func (c *Cgroup) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// RemoveEmpty removes the cgroup as Remove does, where that takes no more than a system call for each hierarchy. False: something
+// is in it, or below it.
+func (c *Cgroup) RemoveEmpty() bool {
+	removed := true
+	for _, h := range c.layout.all() {
+		err := ignoreEINTR(func() error { return unix.Unlinkat(h.root, c.rel, unix.AT_REMOVEDIR) })
+		removed = removed && (err == nil || err == unix.ENOENT)
+	}
+	return removed
+}
+
 // RemoveTree removes a cgroup by its path ("/criserver/pod1") with all cgroups below it, in every hierarchy. Nothing is
 // killed, and nothing is removed while any of them has a process: that is ErrFailedPrecondition. An absent one is no
 // error.
