@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -30,9 +31,15 @@ func smallDisk(t *testing.T, mib int64) string {
 		}
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error("unmount the disk:", err)
+		// The kernel may take a moment for what was closed.
+		var err error
+		for range 50 {
+			if err = unix.Unmount(dir, 0); err == nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
 		}
+		t.Error("unmount the disk:", err)
 	})
 	return dir
 }

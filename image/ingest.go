@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -83,8 +84,29 @@ func (w *ingest) open() error {
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string][]byte{"ref": []byte(w.ref), "startedat": now, "updatedat": now} {
-		if err := os.WriteFile(filepath.Join(w.dir, name), text, 0o644); err != nil {
+	// The data comes last: with it the store knows the place for one of a writer.
+	for _, file := range []struct {
+		name string
+		text []byte
+	}{{"ref", []byte(w.ref)}, {"startedat", now}, {"updatedat", now}, {"data", nil}} {
+		if err := os.WriteFile(filepath.Join(w.dir, file.name), file.text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep removes places of writers that an earlier run had not finished making. The store does not list those.
+func (b *backend) sweep() error {
+	places, err := filepath.Glob(filepath.Join(b.root, "ingest", "*"))
+	if err != nil {
+		return err
+	}
+	for _, place := range places {
+		if _, err := os.Lstat(filepath.Join(place, "data")); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := os.RemoveAll(place); err != nil {
 			return err
 		}
 	}
@@ -100,7 +122,7 @@ func (w *ingest) create() (err error) {
 	if w.closed {
 		return fmt.Errorf("the blob's writer is closed: %w", errdefs.ErrFailedPrecondition)
 	}
-	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_WRONLY|os.O_TRUNC, 0)
 	return err
 }
 
@@ -161,6 +183,9 @@ func (w *ingest) Commit(_ context.Context, size int64, expected digest.Digest, _
 		return err
 	}
 	if err := os.Rename(filepath.Join(w.dir, "data"), filepath.Join(dir, expected.Encoded())); err != nil {
+		return err
+	}
+	if err := os.Chmod(filepath.Join(dir, expected.Encoded()), 0o444); err != nil {
 		return err
 	}
 	w.digest = expected

@@ -153,7 +153,11 @@ func (p *pull) unpack(ctx context.Context, hold *snapshotter.Layer, d ocispec.De
 // write inflates a source into the directory of a layer, and gives the digest of the tar.
 func (p *pull) write(ctx context.Context, hold *snapshotter.Layer, source io.Reader, d ocispec.Descriptor) (layer.Result, digest.Digest, error) {
 	limits := p.s.config.Limits
-	return pipeline(source, &p.meter, func(tar io.Reader) (layer.Result, error) {
+	count := func(n int) {
+		p.meter.unpack(n)
+		hold.Wrote(n)
+	}
+	return pipeline(source, count, func(tar io.Reader) (layer.Result, error) {
 		return layer.Write(ctx, hold.Dir(), limits.bound(tar, d), layer.Options{MaxSize: limits.layerSize(), Buffered: true})
 	})
 }

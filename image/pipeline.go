@@ -127,9 +127,9 @@ func (q *queue) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// pipeline writes what source, a compressed tar, holds by way of the stages, and gives the digest of the tar. When it returns no
-// stage runs. After an error some of the source may not have been read.
-func pipeline(source io.Reader, m *meter, write func(tar io.Reader) (layer.Result, error)) (layer.Result, digest.Digest, error) {
+// pipeline writes what source, a compressed tar, holds by way of the stages, and gives the digest of the tar. count is told of
+// the bytes of the tar. When it returns no stage runs. After an error some of the source may not have been read.
+func pipeline(source io.Reader, count func(int), write func(tar io.Reader) (layer.Result, error)) (layer.Result, digest.Digest, error) {
 	var stages sync.WaitGroup
 	packed, tar, hashed := newQueue(), newQueue(), newQueue()
 	sum := sha256.New()
@@ -137,7 +137,7 @@ func pipeline(source io.Reader, m *meter, write func(tar io.Reader) (layer.Resul
 	stages.Go(func() {
 		// The reader of the tar decides when it is enough; what is hashed is what that reads.
 		tar.end(unpackTo(packed, func(p *piece) bool {
-			_, _ = m.Write(p.data) // counts
+			count(len(p.data))
 			return hashed.put(p) && tar.put(p)
 		}))
 		hashed.end(io.EOF)

@@ -26,11 +26,10 @@ func (m *meter) pause() func() {
 	})
 }
 
-// Write counts what is unpacked; it makes the meter an io.Writer for TeeReader.
-func (m *meter) Write(p []byte) (int, error) {
-	m.moved.Add(int64(len(p)))
-	m.unpacked.Add(int64(len(p)))
-	return len(p), nil
+// unpack counts bytes that are unpacked.
+func (m *meter) unpack(n int) {
+	m.moved.Add(int64(n))
+	m.unpacked.Add(int64(n))
 }
 
 // watch cancels when nothing moves for limit. It ends with the context.

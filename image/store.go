@@ -121,6 +121,9 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.backend = &backend{Store: files, root: s.path("content")}
+	if err := s.backend.sweep(); err != nil {
+		return err
+	}
 	s.bolt, err = bolt.Open(s.path("meta.db"), 0o600, &bolt.Options{Timeout: lockTimeout, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
 	if err != nil {
 		return fmt.Errorf("open meta.db: %w (does another daemon use this root?)", err)

@@ -58,6 +58,8 @@ type Layer struct {
 	id   LayerID
 	mark uint64 // of the syncer, before anything was written
 
+	written int // bytes since the disk was last set to work
+
 	// These are guarded by s.mu.
 	layer    *layer // when committed
 	repairs  *layer // the record that is there without a directory, or whose directory is written anew
@@ -220,6 +222,19 @@ func (l *Layer) Sync(ctx context.Context) error {
 		return fmt.Errorf("layer %s: %w", l.id.DiffID, err)
 	}
 	return nil
+}
+
+// earlyBytes is how much is written for one layer before the disk is set to work on it. The kernel would wait for a tenth of
+// the memory, or half a minute, so that all of a large layer were left for the sync at its end.
+const earlyBytes = 96 << 20
+
+// Wrote says how much was written for this layer, so that the disk can begin with it before Sync. It is for one goroutine,
+// which may be another one than the writer's, until Sync.
+func (l *Layer) Wrote(bytes int) {
+	if l.written += bytes; l.written >= earlyBytes {
+		l.written = 0
+		l.s.syncer.start()
+	}
 }
 
 // Commit makes the directory durable, as Sync does, and records it. The hold stays. On an error the layer is not committed

@@ -22,6 +22,7 @@ type syncer struct {
 
 	mu       sync.Mutex
 	running  bool
+	closed   bool
 	waiting  *syncRound // the round that starts next; nil when nobody waits
 	failures uint64
 }
@@ -38,6 +39,9 @@ func newSyncer(dir string) (*syncer, error) {
 }
 
 func (s *syncer) close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.loops.Wait()
 	return s.dir.Close()
 }
@@ -71,6 +75,18 @@ func (s *syncer) sync(ctx context.Context, mark uint64) error {
 		return fmt.Errorf("sync %s: the disk did not take what was written, see the kernel's log: %w", s.dir.Name(), errdefs.ErrDataLoss)
 	}
 	return nil
+}
+
+// start begins a sync that nobody waits for, unless one is under way.
+func (s *syncer) start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running || s.closed {
+		return
+	}
+	s.waiting = &syncRound{done: make(chan struct{})}
+	s.running = true
+	s.loops.Go(s.loop)
 }
 
 // loop syncs until nobody waits.
