@@ -120,6 +120,9 @@ func checkServer(server string) error {
 	if server == "" {
 		return nil
 	}
+	if scheme, _, found := strings.Cut(server, "://"); found && scheme != "http" && scheme != "https" {
+		return fmt.Errorf("%q is reached by neither https nor http", server)
+	}
 	if !strings.HasPrefix(server, "http") { // as the library has it
 		server = "https://" + server
 	}
