@@ -62,6 +62,13 @@ func TestPullByTagAndDigest(t *testing.T) {
 	assertNothingHalfMade(t, s)
 	checkRootfs(t, s, pushed.id)
 
+	if err := s.Remove(t.Context(), pushed.ref); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove a pinned image: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, Config{Root: s.Root()})
 	if err := s.Remove(t.Context(), pushed.ref); err != nil {
 		t.Fatal(err)
 	}
