@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
@@ -354,11 +356,18 @@ func FuzzImport(f *testing.F) {
 	f.Add(makeArchive(f, layoutMember(), member{name: "index.json", body: []byte(`{"schemaVersion":2,"manifests":[]}`)}))
 	f.Add(makeArchive(f, member{name: "manifest.json", body: []byte(`[{"Config":"c","Layers":["l"]}]`)}, member{name: "c", body: []byte("{}")}, member{name: "l"}))
 	f.Add(makeArchive(f, member{name: "a/l", kind: tar.TypeSymlink, link: "../x"}, blobMember([]byte("{}"))))
+	s, err := Open(f.Context(), Config{Root: f.TempDir(), LayerGrace: time.Nanosecond, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = s.Close() })
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s := openStore(t, Config{})
-		_, err := s.Import(t.Context(), bytes.NewReader(data), ImportOptions{Name: "example.com/x"})
+		imported, err := s.Import(t.Context(), bytes.NewReader(data), ImportOptions{Name: "example.com/x"})
 		if images, _ := s.List(t.Context()); err != nil && len(images) > 0 {
 			t.Errorf("%v, and there is an image: %v", err, images)
+		}
+		for _, one := range imported {
+			must(t, s.Remove(t.Context(), one.ID))
 		}
 		assertNothingHalfMade(t, s)
 	})
