@@ -32,7 +32,7 @@ func buildForMachine(ctx context.Context, out io.Writer, more ...[]string) error
 }
 
 // slowsMachine is a test after which the emulated processor was seen to take minutes to clear pages of memory (soft lockups in
-// clear_page_erms): in both of two runs with it, in none of four without. It has a machine of its own, so that no other test runs after it.
+// clear_page_erms): in both of two runs with it, in none of three without; why is not known. It has a machine of its own, so that no other test runs after it.
 const slowsMachine = "^TestKillDuringCheckpoint$"
 
 // virtualMachine runs the happy path of the end-to-end tests on another kernel, with cgroup v2 and AppArmor, and those of SELinux.
