@@ -118,8 +118,8 @@ func cgroupParentOf(parent string) (string, error) {
 		return "", err
 	}
 	if !filepath.IsAbs(parent) {
-		if strings.HasSuffix(parent, ".slice") {
-			return "", invalid(field, "%q is a systemd slice; this node's cgroup driver is cgroupfs", parent)
+		if strings.HasSuffix(parent, ".slice") && !strings.Contains(parent, "/") {
+			return parent, nil // the engine knows whether that is a cgroup here
 		}
 		parent = "/" + parent
 	}

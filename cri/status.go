@@ -107,7 +107,9 @@ func infoOf(values map[string]any) (map[string]string, error) {
 
 // RuntimeConfig implements RuntimeService.
 func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
-	return &runtime.RuntimeConfigResponse{
-		Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: runtime.CgroupDriver_CGROUPFS},
-	}, nil
+	driver := runtime.CgroupDriver_CGROUPFS
+	if s.engine.SystemdCgroup() {
+		driver = runtime.CgroupDriver_SYSTEMD
+	}
+	return &runtime.RuntimeConfigResponse{Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"time"
 
@@ -94,7 +93,7 @@ func (e *Engine) reserveContainer(c spec.Container) (id, left string, err error)
 		return "", "", fmt.Errorf("pod %s is not ready, so no container can be added: run another pod: %w", podID, errdefs.ErrFailedPrecondition)
 	}
 	c.ID = newID()
-	record := containerRecord{State: creating, Container: c, CreatedAt: time.Now(), CgroupsPath: path.Join(p.Pod.Cgroup(), c.ID)}
+	record := containerRecord{State: creating, Container: c, CreatedAt: time.Now(), CgroupsPath: p.Pod.ProcessCgroup(c.ID)}
 	if c.LogPath != "" && p.Pod.LogDirectory != "" {
 		record.LogPath = filepath.Join(p.Pod.LogDirectory, c.LogPath)
 	}

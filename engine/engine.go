@@ -182,8 +182,8 @@ func (c *Config) complete() error {
 	if c.SELinux == "" {
 		c.SELinux = SELinuxAuto
 	}
-	if c.CgroupParent == "" {
-		c.CgroupParent = "/criserver"
+	if err := c.completeCgroups(); err != nil {
+		return err
 	}
 	if c.DefaultSysctls == nil {
 		c.DefaultSysctls = DefaultSysctls

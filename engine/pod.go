@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -73,15 +72,9 @@ func (e *Engine) checkPod(p *spec.Pod) error {
 		// Nobody has made a cgroup with the pod's limits, so it is ours to make.
 		p.CgroupParent, p.OwnCgroup = e.cfg.CgroupParent, !p.Resources.IsZero()
 	}
-	if strings.HasSuffix(p.CgroupParent, ".slice") && !strings.Contains(p.CgroupParent, "/") {
-		return bad("cgroup parent %q is in the form of systemd: use the form of cgroupfs, such as /kubepods/burstable", p.CgroupParent)
+	if err := e.checkCgroupParent(p); err != nil {
+		return err
 	}
-	for part := range strings.SplitSeq(p.CgroupParent, "/") {
-		if part == ".." || strings.ContainsRune(part, 0) {
-			return bad("cgroup parent %q: must be a path without \"..\"", p.CgroupParent)
-		}
-	}
-	p.CgroupParent = path.Join("/", p.CgroupParent)
 	if _, err := spec.PodSysctls(p, nil); err != nil {
 		return err
 	}
@@ -309,7 +302,7 @@ func (e *Engine) startNamespaces(ctx context.Context, record *podRecord, netns s
 	p := &record.Pod
 	r := &api.StartPodRequest{
 		PodId: p.ID, Netns: netns, Ipc: p.OwnIPC(), Uts: p.OwnNetwork(), Pid: p.OwnPID(),
-		CgroupsPath: path.Join(p.Cgroup(), p.ID), Sysctls: sysctls,
+		CgroupsPath: p.ProcessCgroup(p.ID), Sysctls: sysctls,
 	}
 	if err := e.podCgroup(r, p); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
@@ -61,7 +60,7 @@ func (e *Engine) loadPod(id string) error {
 	switch {
 	case err != nil:
 		e.log.Warn("a pod without a usable record is removed", "pod", id, "error", err)
-		record = podRecord{State: removing, Pod: spec.Pod{ID: id, CgroupParent: e.cfg.CgroupParent}}
+		record = podRecord{State: removing, Pod: spec.Pod{ID: id, CgroupParent: e.cfg.CgroupParent, SystemdCgroup: e.cfg.SystemdCgroup}}
 	case record.BootID != fsx.BootID():
 		e.log.Info("a pod of another boot is removed", "pod", id, "name", record.Pod.Name)
 		record.State = removing
@@ -117,7 +116,7 @@ func (e *Engine) loadContainer(p podRecord, id string) containerRecord {
 	if err != nil {
 		e.log.Warn("a container without a usable record is removed", "container", id, "pod", p.Pod.ID, "error", err)
 		return containerRecord{
-			State: removing, Container: spec.Container{ID: id, PodID: p.Pod.ID}, CgroupsPath: path.Join(p.Pod.Cgroup(), id),
+			State: removing, Container: spec.Container{ID: id, PodID: p.Pod.ID}, CgroupsPath: p.Pod.ProcessCgroup(id),
 		}
 	}
 	switch {

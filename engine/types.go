@@ -21,7 +21,9 @@ type Config struct {
 	// Plugins are told what happens; nil when there are none.
 	Plugins Plugins
 
-	// CgroupParent is the cgroup of pods that ask for none; "" is "/criserver".
+	// SystemdCgroup has cgroups made as units of systemd's.
+	SystemdCgroup bool
+	// CgroupParent is the cgroup of pods that ask for none; "" is "/criserver", or with SystemdCgroup DefaultSlice.
 	CgroupParent string
 	// UnsetSeccomp is the profile of containers that name none: "unconfined" (also "") or "runtime/default".
 	UnsetSeccomp string

@@ -5,6 +5,7 @@ package spec
 import (
 	"path"
 	"reflect"
+	"strings"
 )
 
 // Mode says whose namespace a container uses.
@@ -174,6 +175,8 @@ type Pod struct {
 	Annotations  map[string]string `json:"annotations,omitempty"`
 	CgroupParent string            `json:"cgroupParent,omitempty"`
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
+	// SystemdCgroup says that CgroupParent is a slice of systemd's, and that what goes into it are units.
+	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
 	// OwnCgroup says that the pod has a cgroup beneath CgroupParent that we made, see Cgroup.
 	OwnCgroup bool `json:"ownCgroup,omitempty"`
 	// Resources are the sum of the containers', Overhead is what the pod needs besides.
@@ -188,10 +191,21 @@ type Pod struct {
 
 // Cgroup is the path of the cgroup that the cgroups of the pod's containers are in.
 func (p *Pod) Cgroup() string {
-	if p.OwnCgroup {
+	switch {
+	case p.OwnCgroup && p.SystemdCgroup: // a slice's name says which ones it is in
+		return path.Join(p.CgroupParent, strings.TrimSuffix(path.Base(p.CgroupParent), ".slice")+"-pod"+p.ID+".slice")
+	case p.OwnCgroup:
 		return path.Join(p.CgroupParent, "pod"+p.ID)
 	}
 	return p.CgroupParent
+}
+
+// ProcessCgroup is the path of the cgroup of processes: a container's, or with the pod's id those of the pod itself.
+func (p *Pod) ProcessCgroup(id string) string {
+	if p.SystemdCgroup {
+		return path.Join(p.Cgroup(), "criserver-"+id+".scope")
+	}
+	return path.Join(p.Cgroup(), id)
 }
 
 // Container is what a client asked for, as the engine keeps it.

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -173,7 +174,10 @@ func writeEtc(etc string) error {
 // second serial port: nothing else writes there, so kernel messages cannot hide it.
 func boot(ctx context.Context, o options, kernel kernel, work string) (int, error) {
 	result := filepath.Join(work, "result")
-	params := "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic random.trust_cpu=on mitigations=off cgroup_no_v1=all " + o.append
+	params := "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic random.trust_cpu=on mitigations=off no_timer_check cgroup_no_v1=all " + o.append
+	if slices.Contains(o.debs, "systemd") {
+		params += " systemd.unit=job.service systemd.show_status=false"
+	}
 	if o.selinux {
 		params += " security=selinux enforcing=1"
 	}

@@ -28,8 +28,16 @@ var handlerPackages = []string{
 // apparmorPackages are what loads AppArmor profiles, and the files that profiles include.
 var apparmorPackages = []string{"apparmor", "libc6"}
 
+// systemdPackages are systemd and its libraries. Where they are, systemd is process 1 of the machine. Its own socket does, so that no
+// D-Bus daemon is needed.
+var systemdPackages = []string{
+	"systemd", "libsystemd-shared", "libsystemd0", "libc6", "libcap2", "libgcrypt20", "libgpg-error0", "liblz4-1", "liblzma5", "libzstd1",
+	"libmount1", "libblkid1", "libselinux1", "libpcre2-8-0", "libssl3", "libacl1", "libaudit1", "libcap-ng0", "libkmod2", "libseccomp2",
+	"libpam0g", "libcrypt1", "libapparmor1", "libip4tc2", "libcryptsetup12", "libfdisk1", "libp11-kit0", "libffi8",
+}
+
 // sets are the names that -debs takes.
-var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages, "apparmor": apparmorPackages}
+var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages, "apparmor": apparmorPackages, "systemd": systemdPackages}
 
 // unpackDebs unpacks the packages of a set into the machine's root. They are kept in the cache.
 func unpackDebs(ctx context.Context, cache, set, root string) error {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/shim/native"
+	"github.com/criserver/criserver/shim/native/cgroup"
 )
 
 // The files of a bundle, which lies in the container's run directory.
@@ -86,6 +87,7 @@ func (b bundle) spec(c native.Config, pid int) *specs.Spec {
 		root.Path = b.root
 		spec.Root = &root
 	}
+	linux.CgroupsPath = cgroup.SystemdForm(linux.CgroupsPath)
 	linux.Namespaces = slices.Clone(linux.Namespaces)
 	for i, n := range linux.Namespaces {
 		if f := c.Namespaces[n.Type]; f != nil {

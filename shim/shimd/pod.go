@@ -161,6 +161,11 @@ func (s *Server) startPod(ctx context.Context, p *pod, r *api.StartPodRequest) e
 	}
 	if h := made.Holder; h != nil {
 		p.holder, p.pidfd = h.Pid, h.Pidfd
+		if c.Cgroup != nil {
+			if err := c.Cgroup.Adopt(ctx, h.Pid); err != nil {
+				return err
+			}
+		}
 		if err := s.watchHolder(p); err != nil {
 			return err
 		}

@@ -159,6 +159,12 @@ func (s *Server) start(ctx context.Context, c *container, r *api.StartRequest) e
 	if err != nil {
 		return err
 	}
+	if c.cgroup != nil && c.binary == nil {
+		if err := c.cgroup.Adopt(ctx, p.pid); err != nil {
+			p.abandon()
+			return err
+		}
+	}
 	return s.release(ctx, c, p)
 }
 

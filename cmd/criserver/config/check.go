@@ -75,8 +75,12 @@ func (c *Config) problems() []problem {
 			absolute(key, path)
 		}
 	}
-	absolute("workload.cgroup_parent", c.Workload.CgroupParent)
-	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs")
+	if slice := strings.HasSuffix(c.Workload.CgroupParent, ".slice"); c.Workload.CgroupDriver != "systemd" {
+		absolute("workload.cgroup_parent", c.Workload.CgroupParent)
+	} else if !slice && c.Workload.CgroupParent != Default().Workload.CgroupParent {
+		add("workload.cgroup_parent", "%q is not a slice such as criserver.slice, and workload.cgroup_driver is systemd", c.Workload.CgroupParent)
+	}
+	oneOf("workload.cgroup_driver", c.Workload.CgroupDriver, "cgroupfs", "systemd")
 	oneOf("workload.selinux", c.Workload.SELinux, "auto", "on", "off")
 	oneOf("workload.unset_seccomp", c.Workload.UnsetSeccomp, "unconfined", "runtime/default")
 	c.Workload.problems(add, absolute)

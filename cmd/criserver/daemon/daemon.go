@@ -167,13 +167,17 @@ func (d *Daemon) openEngine(ctx context.Context, images *image.Store, network *c
 	if err != nil {
 		return nil, err
 	}
+	systemdCgroup, cgroupParent, err := cgroupDriver(d.cfg.Workload)
+	if err != nil {
+		return nil, err
+	}
 	eng, err := engine.Open(ctx, engine.Config{
 		Plugins:  plugins.engine(),
 		StateDir: d.cfg.State, RootDir: d.cfg.Root,
 		Settings: settings, DefaultSysctls: sysctls(d.cfg.Workload),
 		BlockIOConfig: d.cfg.Workload.BlockIOConfig, RDTConfig: d.cfg.Workload.RDTConfig,
 		Rootfs: rootfs{images}, Network: network, Shims: shims,
-		CgroupParent: d.cfg.Workload.CgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
+		SystemdCgroup: systemdCgroup, CgroupParent: cgroupParent, UnsetSeccomp: d.cfg.Workload.UnsetSeccomp,
 		SELinux:         d.cfg.Workload.SELinux,
 		AppArmorProfile: loadAppArmor(d.cfg.Workload.AppArmor, d.log),
 		Handlers:        handlersOf(ctx, d.cfg, d.log),

@@ -20,6 +20,8 @@ func main() {
 	code := 125
 	if len(os.Args) > 1 && os.Args[1] == "second" {
 		code = second()
+	} else if len(os.Args) > 1 && os.Args[1] == "job" {
+		code = serviceJob()
 	} else if err := first(); err != nil { // does not return when it works
 		fmt.Fprintf(os.Stderr, "init: %v\n", err)
 	}
@@ -65,6 +67,12 @@ func first() error {
 	if err := errors.Join(unix.Chdir("/root"), unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."), unix.Chdir("/")); err != nil {
 		return fmt.Errorf("change the root: %w", err)
 	}
+	if _, err := os.Stat(systemd); err == nil {
+		if err := writeService(); err != nil {
+			return err
+		}
+		return unix.Exec(systemd, []string{"systemd"}, []string{"PATH=/bin"})
+	}
 	return unix.Exec("/init", []string{"init", "second"}, []string{"PATH=/bin"})
 }
 
@@ -99,6 +107,11 @@ func second() int {
 		fmt.Fprintf(os.Stderr, "init: SELinux policy: %v\n", err)
 		return 125
 	}
+	return runJob()
+}
+
+// runJob runs the command to its end.
+func runJob() int {
 	job, err := os.ReadFile("/job")
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "init: %v\n", err)

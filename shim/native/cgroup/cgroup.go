@@ -56,7 +56,7 @@ func relative(path string) (string, error) {
 	rel, ok := strings.CutPrefix(path, "/")
 	if !ok {
 		if strings.Count(path, ":") == 2 {
-			return "", bad("is for the systemd cgroup driver, which is not built in")
+			return "", bad("is in the form of systemd's driver")
 		}
 		return "", bad("is not absolute")
 	}

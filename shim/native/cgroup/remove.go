@@ -27,6 +27,9 @@ func (c *Cgroup) Remove(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	if len(errs) == 0 { // its processes have ended
+		return c.stopUnit()
+	}
 	return errors.Join(errs...)
 }
 

@@ -34,6 +34,9 @@ func (c *Cgroup) Set(resources *specs.LinuxResources) error {
 		err = c.applyV1(r)
 	}
 	if err == nil {
+		err = c.tellUnit(r)
+	}
+	if err == nil {
 		return nil
 	}
 	if undoErr := before.restore(); undoErr != nil {

@@ -9,6 +9,9 @@ import (
 
 // createV2 is Create where all controllers are on the unified hierarchy.
 func (c *Cgroup) createV2(ctx context.Context) error {
+	if err := c.createSlice(); err != nil {
+		return err
+	}
 	h := c.layout.unified
 	above := parent(c.rel)
 	if above != "" {

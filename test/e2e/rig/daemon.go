@@ -105,7 +105,7 @@ state = %q
 [log]
 level = %q
 [workload]
-cgroup_parent = %q
+%s
 [cdi]
 spec_dirs = [%q]
 [nri]
@@ -117,7 +117,7 @@ plugin_request_timeout = "4s"
 [network]
 netns_dir = %q
 %s
-`, d.RootDir, d.StateDir, s.LogLevel, p.CgroupParent+"/"+name, d.CDIDir, d.NRISocket,
+`, d.RootDir, d.StateDir, s.LogLevel, p.cgroups(name), d.CDIDir, d.NRISocket,
 		filepath.Join(base, "plugins"), filepath.Join(base, "plugin-config"), d.NetnsDir, s.Network)
 	for one := range strings.SplitSeq(p.Runtimes, ",") {
 		if name, path, ok := strings.Cut(one, "="); ok {
@@ -136,6 +136,14 @@ netns_dir = %q
 	}
 	d.Runtime, d.Images = runtimev1.NewRuntimeServiceClient(d.conn), runtimev1.NewImageServiceClient(d.conn)
 	return d, d.Start(ctx)
+}
+
+// cgroups configures where the cgroups of a daemon go.
+func (p *Place) cgroups(daemon string) string {
+	if os.Getenv(EnvDriver) == "systemd" {
+		return fmt.Sprintf("cgroup_driver = \"systemd\"\ncgroup_parent = %q", strings.TrimPrefix(p.CgroupParent, "/")+"-"+daemon+".slice")
+	}
+	return fmt.Sprintf("cgroup_parent = %q", p.CgroupParent+"/"+daemon)
 }
 
 // Start starts the daemon and waits until it answers. It may be called again after Kill or Stop.

@@ -31,10 +31,11 @@ import (
 // Environment variables that name what is there already; the rest is built. In a virtual machine, where there is no
 // compiler, all three are set.
 const (
-	EnvBinDir     = "E2E_BIN_DIR"    // criserver, criserver-shim, criserver-keeper
-	EnvTestImages = "E2E_TESTIMAGES" // the program hack/testimages
-	EnvImagesDir  = "E2E_IMAGES_DIR" // the image layout that it made
-	EnvRuntimes   = "E2E_RUNTIMES"   // programs with runc's command line: NAME=PATH, comma separated
+	EnvBinDir     = "E2E_BIN_DIR"       // criserver, criserver-shim, criserver-keeper
+	EnvTestImages = "E2E_TESTIMAGES"    // the program hack/testimages
+	EnvImagesDir  = "E2E_IMAGES_DIR"    // the image layout that it made
+	EnvDriver     = "E2E_CGROUP_DRIVER" // systemd: the place then shares the machine's processes, which systemd knows by their numbers
+	EnvRuntimes   = "E2E_RUNTIMES"      // programs with runc's command line: NAME=PATH, comma separated
 )
 
 // Between the three runs of the program.
@@ -108,6 +109,9 @@ func outerStage() (int, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
+	}
+	if os.Getenv(EnvDriver) == "systemd" {
+		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWPID
 	}
 	err = cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
