@@ -119,8 +119,7 @@ func repeat(buf []byte, at, distance, length int) {
 		}
 		return
 	}
-	to := buf[at : at+length]
-	for i, c := range buf[from : from+length] {
-		to[i] = c
+	for i := 0; i < length; i++ { // not copy, which does not repeat what it has just written
+		buf[at+i] = buf[from+i]
 	}
 }
