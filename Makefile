@@ -16,7 +16,7 @@ BINDIR   = $(DESTDIR)$(PREFIX)/bin
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: help prepare build test full unit e2e e2e-runc pull-kills bench bench-pull lint fuzz vm-test critest critest-vm kubelet-test oci-test demo install uninstall clean
+.PHONY: help prepare build test full unit e2e e2e-runc pull-kills bench bench-pull lint fuzz vm-test vm-systemd critest critest-vm kubelet-test oci-test demo install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: prepare build ## all that CI runs: lint, unit, e2e, crictl-walk, critest, 
 	$(GO) run ./hack/ci -fuzztime $(FUZZTIME) lint unit e2e crictl-walk critest fuzz vm-test
 
 full: FUZZTIME = 2m
-full: test e2e-runc pull-kills critest critest-vm kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
+full: test e2e-runc pull-kills critest vm-systemd critest-vm kubelet-test bench ## test with longer fuzzing, the daemon's tests through runc, and bench
 
 unit: ## tests of the packages (as root)
 	$(GO) run ./hack/ci unit
@@ -59,6 +59,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 vm-test: build ## the happy path on Debian's kernel with cgroup v2, in a virtual machine
 	$(GO) run ./hack/ci vm-test
+
+vm-systemd: build ## the systemd cgroup driver, in a virtual machine whose init is systemd
+	$(GO) run ./hack/ci vm-systemd
 
 critest: build ## the suite of cri-tools with the native runtime and with runc (as root)
 	$(GO) run ./hack/ci critest critest-runc

@@ -1,7 +1,7 @@
 // Command ci runs the steps of `make test`: each named, timed and counted, with the output of what failed.
 //
 //	go run ./hack/ci [-fuzztime 10s] STEP...      steps: lint unit e2e crictl-walk critest critest-runc kubelet fuzz vm-test
-//	critest-vm pull-kills
+//	vm-systemd critest-vm pull-kills
 //
 // A step that fails does not stop the ones after it. The last line is "N passed, N failed"; the exit code is 1 when
 // anything failed. The number counts tests; a step without tests (lint) counts its commands.
@@ -59,6 +59,7 @@ func main() {
 		"fuzz":         fuzz(*fuzzTime),
 		"kubelet":      withKubelet,
 		"vm-test":      virtualMachine,
+		"vm-systemd":   systemdInMachine,
 		"critest-vm":   critestInMachine,
 	}
 	for _, name := range flag.Args() {

@@ -57,6 +57,19 @@ func virtualMachine(ctx context.Context, out io.Writer) result {
 	return r
 }
 
+// systemdInMachine runs the tests of the systemd cgroup driver where systemd is process 1.
+func systemdInMachine(ctx context.Context, out io.Writer) result {
+	program := filepath.Join(vmDir, "e2e.test")
+	if err := buildForMachine(ctx, out, []string{"go", "test", "-c", "-o", program, "./test/e2e"}); err != nil {
+		var r result
+		r.count(err, out)
+		return r
+	}
+	args := append([]string{"-timeout", "10m", "-debs", "systemd", "-env", "E2E_CGROUP_DRIVER=systemd", "-add", program + ":/opt/e2e.test"}, inMachine...)
+	args = append(args, "--", "/opt/e2e.test", "-test.v", "-test.run", "^TestSystemd")
+	return verbose(ctx, out, "hack/vm/run", args...)
+}
+
 // critestInMachine runs the suite of cri-tools there. The processor is emulated, so it takes a while.
 func critestInMachine(ctx context.Context, out io.Writer) result {
 	program := filepath.Join(vmDir, "critest-rig")

@@ -29,6 +29,11 @@ func TestSystemdCgroups(t *testing.T) {
 	if os.Getenv(rig.EnvDriver) != "systemd" {
 		t.Skip("systemd is not this machine's init, or the tests were not told to use it")
 	}
+	t.Cleanup(func() { // the slice that kubelet would have made; after all that is in it
+		if out, err := exec.Command("systemctl", "stop", "cri.slice").CombinedOutput(); err != nil {
+			t.Errorf("stop cri.slice: %v: %s", err, out)
+		}
+	})
 	n := sharedNode(t)
 	ctx, cancel := callContext()
 	defer cancel()

@@ -11,8 +11,10 @@ import (
 // systemd is process 1 where it was unpacked. It then runs this program as a service.
 const systemd = "/lib/systemd/systemd"
 
+// service turns the machine off also when this program is killed and cannot.
 const service = `[Unit]
 DefaultDependencies=no
+FailureAction=poweroff-immediate
 [Service]
 Type=oneshot
 ExecStart=/init job

@@ -42,6 +42,7 @@ const (
 const (
 	envStage = "CRISERVER_RIG_STAGE"
 	envDir   = "CRISERVER_RIG_DIR"
+	envInit  = "CRISERVER_RIG_INIT" // the init process, where it is not process 1
 )
 
 // Place is where the inner run works.
@@ -110,8 +111,12 @@ func outerStage() (int, error) {
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	if os.Getenv(EnvDriver) == "systemd" {
+	if sharesProcesses() {
 		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWPID
+		if err := adoptOrphans(); err != nil {
+			return 0, err
+		}
+		defer endGathered() // init may have been killed
 	}
 	err = cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
@@ -124,7 +129,7 @@ func outerStage() (int, error) {
 func (p *Place) remove() {
 	var err error
 	for range 50 {
-		if err = errors.Join(removeCgroups(p.CgroupParent), os.RemoveAll(p.Dir)); err == nil {
+		if err = errors.Join(p.stopSlices(), removeCgroups(p.CgroupParent), os.RemoveAll(p.Dir)); err == nil {
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -177,6 +182,12 @@ func initStage() int {
 	}
 	os.Setenv(envStage, "inner")
 	attr := &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}}
+	if sharesProcesses() {
+		if err := gather(attr); err != nil {
+			fmt.Fprintf(os.Stderr, "rig: init: %v\n", err)
+			return 1
+		}
+	}
 	inner, err := os.StartProcess("/proc/self/exe", os.Args, attr)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "rig: init: %v\n", err)

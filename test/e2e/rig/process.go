@@ -22,6 +22,19 @@ func (p Process) String() string {
 
 // Processes lists the processes of the place; those that end meanwhile may be missing.
 func Processes() ([]Process, error) {
+	all, err := visible()
+	if err != nil || !sharesProcesses() {
+		return all, err
+	}
+	root, err := strconv.Atoi(os.Getenv(envInit))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", envInit, err)
+	}
+	return beneath(all, root), nil
+}
+
+// visible lists the processes that /proc has.
+func visible() ([]Process, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, err
