@@ -11,6 +11,9 @@ import (
 )
 
 // idle measures memory with pods that do nothing, and list, status and stats, which are asked call by call in turn.
+// untilIdle is how long after the last start pods are idle: runtimes give memory back by then.
+const untilIdle = 25 * time.Second
+
 func (b *bench) idleness(ctx context.Context) error {
 	const concurrency = 10
 	pods, used, slopes := map[*subject][]*pod{}, map[*subject]memory{}, map[*subject]slope{}
@@ -20,7 +23,7 @@ func (b *bench) idleness(ctx context.Context) error {
 			return err
 		}
 	}
-	time.Sleep(40 * settle)
+	time.Sleep(untilIdle)
 	idleCPU := map[*subject]*float64{}
 	for _, s := range b.both() {
 		var err error

@@ -215,11 +215,21 @@ func (b *bench) forward(ctx context.Context, s *subject, crictl string) (took ti
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.down(ctx, p, "")) }()
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		took, err = b.forwardOnce(ctx, s, crictl, p.id)
+		if err == nil || time.Now().After(deadline) {
+			return took, err
+		}
+	}
+}
+
+// forwardOnce fails while the server in the pod does not listen yet: crictl ends then.
+func (b *bench) forwardOnce(ctx context.Context, s *subject, crictl, pod string) (time.Duration, error) {
 	port, err := freePort()
 	if err != nil {
 		return 0, err
 	}
-	cmd := s.crictl(ctx, crictl, "port-forward", p.id, fmt.Sprintf("%d:8080", port))
+	cmd := s.crictl(ctx, crictl, "port-forward", pod, fmt.Sprintf("%d:8080", port))
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -231,7 +241,7 @@ func (b *bench) forward(ctx context.Context, s *subject, crictl string) (took ti
 		_ = cmd.Wait()
 	}()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		start := time.Now()
 		n, err := fetch(client, fmt.Sprintf("http://127.0.0.1:%d/file", port))
 		if err == nil && n == int64(b.streamMB*megabyte) {
