@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ type Config struct {
 	NoProgress time.Duration
 	// Parallel is how many layers are fetched and unpacked at once, of all pulls together; 0 is 16.
 	Parallel int
+	// Ranges is how many requests a large blob is fetched by at once, where its registry serves ranges; 0 is 3, 1 is one stream.
+	Ranges int
 	// LayerGrace is how long complete layers and blobs of a pull that failed are kept for another try; 0 is 15 minutes.
 	LayerGrace time.Duration
 	// Verifiers are asked about each image that is pulled.
@@ -52,6 +55,7 @@ type Config struct {
 const (
 	defaultNoProgress = time.Minute
 	defaultParallel   = 16
+	defaultRanges     = 3
 	lockTimeout       = 5 * time.Second // for the database's file lock
 )
 
@@ -92,6 +96,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	if c.Parallel <= 0 {
 		c.Parallel = defaultParallel
+	}
+	if c.Registry.Ranges == nil {
+		c.Registry.Ranges = registry.NewRanges(cmp.Or(c.Ranges, defaultRanges))
 	}
 	if c.LayerGrace == 0 {
 		c.LayerGrace = defaultLayerGrace

@@ -22,4 +22,6 @@ type Config struct {
 	Backoff time.Duration
 	// Cache keeps connections and tokens between pulls. Nil keeps none.
 	Cache *Cache
+	// Ranges has large blobs fetched by several requests at once. Nil has none.
+	Ranges *Ranges
 }

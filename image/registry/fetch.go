@@ -19,10 +19,22 @@ import (
 const maxCuts = 4
 
 // Fetch opens a manifest or blob. A stream that breaks off is opened again where it did, at any endpoint, as long as bytes
-// come. What is longer or shorter than the descriptor says is errdefs.ErrDataLoss; the digest is the caller's to verify.
-// URLs of the descriptor are not followed: they are the image's to choose, not the administrator's.
+// come. Parts of a large blob are fetched at once, if Config.Ranges says so. What is longer or shorter than the descriptor says
+// is errdefs.ErrDataLoss; the digest is the caller's to verify. URLs of the descriptor are not followed: they are the image's to
+// choose, not the administrator's.
 func (r *Repository) Fetch(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-	return r.fetch(ctx, d, 0, d.Size)
+	if r.ranges != nil && d.Size >= r.ranges.least {
+		return r.fetchParts(ctx, d)
+	}
+	return opened(r.fetch(ctx, d, 0, 0, d.Size))
+}
+
+// opened makes no stream a nil one.
+func opened(b *body, err error) (io.ReadCloser, error) {
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // FetchRange opens bytes from to to-1 of a blob. errdefs.ErrNotImplemented when an endpoint does not serve ranges.
@@ -30,12 +42,13 @@ func (r *Repository) FetchRange(ctx context.Context, d ocispec.Descriptor, from,
 	if from < 0 || to < from || to > d.Size {
 		return nil, fmt.Errorf("bytes %d to %d of %s, which has %d: %w", from, to, d.Digest, d.Size, errdefs.ErrInvalidArgument)
 	}
-	return r.fetch(ctx, d, from, to)
+	return opened(r.fetch(ctx, d, from, from, to))
 }
 
-func (r *Repository) fetch(ctx context.Context, d ocispec.Descriptor, from, to int64) (io.ReadCloser, error) {
+// fetch opens what is missing, from offset on, of a stream that began at from.
+func (r *Repository) fetch(ctx context.Context, d ocispec.Descriptor, from, offset, to int64) (*body, error) {
 	ctx, tried := r.trail(ctx)
-	b := &body{r: r, d: d, from: from, offset: from, end: to, ctx: ctx, tried: tried, what: fmt.Sprintf("%s of %s", d.Digest, r.ref)}
+	b := &body{r: r, d: d, from: from, offset: offset, end: to, ctx: ctx, tried: tried, what: fmt.Sprintf("%s of %s", d.Digest, r.ref)}
 	if err := b.open(); err != nil {
 		return nil, explain(ctx, b.what, tried, err)
 	}

@@ -31,6 +31,7 @@ type Repository struct {
 	backoff    time.Duration
 	wait       func() func()
 	moved      func(int64)
+	ranges     *Ranges
 	own        []docker.RegistryHost // that no cache keeps
 	mu         sync.Mutex
 	served     map[digest.Digest]string   // the endpoint that gave a blob at last
@@ -60,7 +61,7 @@ func Open(ctx context.Context, c Config, ref string, o Options) (*Repository, er
 	if repository == "" {
 		return nil, fmt.Errorf("image name %q: it has no repository: %w", ref, errdefs.ErrInvalidArgument)
 	}
-	r := &Repository{ref: ref, spec: spec, repository: repository, backoff: cmp.Or(c.Backoff, defaultBackoff), wait: o.Wait, moved: o.Moved}
+	r := &Repository{ref: ref, spec: spec, repository: repository, backoff: cmp.Or(c.Backoff, defaultBackoff), wait: o.Wait, moved: o.Moved, ranges: c.Ranges}
 	get := sync.OnceValues(func() ([]docker.RegistryHost, error) {
 		hosts, err := c.endpoints(ctx, o.Auth, spec.Hostname(), r.repository)
 		if c.Cache == nil {

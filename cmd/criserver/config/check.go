@@ -106,6 +106,9 @@ func (i *Image) problems(add func(string, string, ...any), absolute func(string,
 	if n := i.Parallel; n < 1 || n > 256 {
 		add("image.parallel", "%d is not between 1 and 256", n)
 	}
+	if n := i.Ranges; n < 1 || n > 6 {
+		add("image.ranges", "%d is not between 1 and 6", n)
+	}
 	for _, host := range i.PlainHTTP {
 		if !isHost(host) {
 			add("image.plain_http", "%q is not a host or host:port", host)

@@ -106,6 +106,7 @@ type Image struct {
 	DockerConfig      string   `toml:"docker_config"`
 	NoProgressTimeout Duration `toml:"no_progress_timeout"`
 	Parallel          int      `toml:"parallel"`
+	Ranges            int      `toml:"ranges"`
 	MaxLayerSize      int64    `toml:"max_layer_size"`
 	MaxInflateRatio   int64    `toml:"max_inflate_ratio"`
 	DiscardUnpacked   bool     `toml:"discard_unpacked_layers"`

@@ -114,6 +114,7 @@ func TestParse(t *testing.T) {
 		"plain http with port":  {text: "[image]\nplain_http = ['registry.local:5000']\n"},
 		"seccomp":               {text: "[workload]\nunset_seccomp = 'localhost'\n", want: []string{"workload.unset_seccomp"}},
 		"layers":                {text: "[image]\nparallel = 0\n", want: []string{"image.parallel"}},
+		"requests":              {text: "[image]\nranges = 7\n", want: []string{"f.toml:2: image.ranges"}},
 		"ulimit":                {text: "[workload]\ndefault_ulimits=['files=1']\n", want: []string{"f.toml:2: workload.default_ulimits", "files=1"}},
 		"sysctl of the host":    {text: "[workload]\ndefault_sysctls=['kernel.pid_max=1']\n", want: []string{"f.toml:2: workload.default_sysctls", "kernel.pid_max"}},
 		"sysctl without value":  {text: "[workload]\ndefault_sysctls=['net.core.somaxconn']\n", want: []string{"f.toml:2: workload.default_sysctls"}},

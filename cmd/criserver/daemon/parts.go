@@ -36,7 +36,7 @@ func openImages(ctx context.Context, cfg config.Config, log *slog.Logger) (*imag
 	store, err := image.Open(ctx, image.Config{
 		Root:       cfg.Root,
 		Registry:   registries,
-		NoProgress: noProgress, Parallel: cfg.Image.Parallel, Pinned: cfg.Image.Pinned,
+		NoProgress: noProgress, Parallel: cfg.Image.Parallel, Ranges: cfg.Image.Ranges, Pinned: cfg.Image.Pinned,
 		Verifiers:       image.Verifiers{Dir: cfg.Image.Verifier.BinDir, Timeout: time.Duration(cfg.Image.Verifier.Timeout)},
 		Limits:          image.Limits{LayerSize: cfg.Image.MaxLayerSize, InflateRatio: cfg.Image.MaxInflateRatio},
 		DiscardUnpacked: cfg.Image.DiscardUnpacked,
