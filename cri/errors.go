@@ -25,11 +25,6 @@ func invalid(field, format string, args ...any) error {
 
 func required(field string) error { return invalid(field, "required") }
 
-// unsupported refuses a field that is right but that cannot be honoured yet.
-func unsupported(field, what string) error {
-	return &fieldError{field, what + " are not supported yet", errdefs.ErrNotImplemented}
-}
-
 var kinds = []struct {
 	is   func(error) bool
 	code codes.Code

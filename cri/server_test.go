@@ -361,7 +361,7 @@ func TestStatusOf(t *testing.T) {
 		{status.Error(codes.Aborted, "a"), codes.Aborted},
 		{errors.New("a"), codes.Internal},
 		{required("a"), codes.InvalidArgument},
-		{unsupported("a", "bs"), codes.Unimplemented},
+		{&fieldError{"a", "bs", errdefs.ErrNotImplemented}, codes.Unimplemented},
 	} {
 		if got := status.Code(statusOf(tt.err)); got != tt.want {
 			t.Errorf("%v is %v, want %v", tt.err, got, tt.want)

@@ -14,6 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/internal/ctxio"
 )
 
 // CheckOptions say what is checked, and whether it is mended.
@@ -263,21 +265,9 @@ func (c *checker) readBlob(ctx context.Context, d ocispec.Descriptor) error {
 		return err
 	}
 	defer reader.Close()
-	n, err := io.Copy(io.Discard, &contextReader{ctx, newVerifying(io.NewSectionReader(reader, 0, reader.Size()), reader, d)})
+	n, err := io.Copy(io.Discard, ctxio.Reader(ctx, newVerifying(io.NewSectionReader(reader, 0, reader.Size()), reader, d)))
 	c.sum.Bytes += n
 	return err
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }
 
 // refetch gets a blob again, with the labels that its record had. The broken one goes once the registry answers.

@@ -421,6 +421,28 @@ const (
 	envKillRef  = "CRISERVER_TEST_KILL_REF"
 )
 
+// startPulling has the calling test pull in a process of its own, until that hangs. What it returns kills the process.
+func startPulling(t *testing.T, root, ref string, hanging <-chan struct{}) (kill func()) {
+	t.Helper()
+	test, _, _ := strings.Cut(t.Name(), "/")
+	child := exec.Command("/proc/self/exe", "-test.run=^"+test+"$")
+	child.Env = append(os.Environ(), envKillRoot+"="+root, envKillRef+"="+ref)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-hanging:
+	case <-time.After(30 * time.Second):
+		t.Error("the child did not get as far as the layer")
+	}
+	return func() {
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = child.Wait()
+	}
+}
+
 // TestKillMidPull kills a process with SIGKILL in the middle of a layer: the next start finds nothing half-made, and the
 // image can be pulled.
 func TestKillMidPull(t *testing.T) {
@@ -434,20 +456,7 @@ func TestKillMidPull(t *testing.T) {
 	pushed := f.push("app", "1", []testLayer{makeLayer(t, "gzip", map[string]string{"b": "b"}), l})
 	hanging := f.hang(l)
 	root := t.TempDir()
-	child := exec.Command("/proc/self/exe", "-test.run=^TestKillMidPull$")
-	child.Env = append(os.Environ(), envKillRoot+"="+root, envKillRef+"="+pushed.ref)
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-hanging:
-	case <-time.After(30 * time.Second):
-		t.Error("the child did not get as far as the layer")
-	}
-	if err := child.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = child.Wait()
+	startPulling(t, root, pushed.ref, hanging)()
 	if entries, err := os.ReadDir(filepath.Join(root, "content/ingest")); err != nil || len(entries) == 0 {
 		t.Errorf("the child had nothing half-made: %v, %v", entries, err)
 	}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -36,23 +35,11 @@ func TestRetryFetchesWhatIsMissing(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				child := exec.Command("/proc/self/exe", "-test.run=^TestRetryFetchesWhatIsMissing$")
-				child.Env = append(os.Environ(), envKillRoot+"="+root, envKillRef+"="+pushed.ref)
-				if err := child.Start(); err != nil {
-					t.Fatal(err)
-				}
-				select {
-				case <-hanging:
-				case <-time.After(30 * time.Second):
-					t.Error("the child did not get as far as the layer")
-				}
+				kill := startPulling(t, root, pushed.ref, hanging)
 				layers := func() int { entries, _ := os.ReadDir(root + "/content/blobs/sha256"); return len(entries) }
 				waitFor(t, func() bool { return layers() == 3 }) // manifest, configuration, first layer
 				time.Sleep(200 * time.Millisecond)               // for the layer's commit
-				if err := child.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-				_ = child.Wait()
+				kill()
 			}
 			f.setSpoil(nil)
 			s := openStore(t, Config{Root: root, LayerGrace: time.Hour})

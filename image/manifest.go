@@ -58,7 +58,7 @@ func parseIndex(data []byte, mediaType string, platform platforms.MatchComparer)
 	var have []string
 	for i := range index.Manifests {
 		d := &index.Manifests[i]
-		if !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) {
+		if !isDocument(*d) {
 			continue
 		}
 		if d.Platform == nil {

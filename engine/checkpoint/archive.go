@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/internal/ctxio"
 )
 
 // Limits of what is taken from a checkpoint that comes from outside. Its size is bounded by the filesystem alone, as that
@@ -102,22 +104,9 @@ func pack(ctx context.Context, dir string, w *tar.Writer) error {
 		if err := w.WriteHeader(h); err != nil {
 			return err
 		}
-		_, err = io.Copy(w, &contextReader{ctx, f})
+		_, err = io.Copy(w, ctxio.Reader(ctx, f))
 		return err
 	})
-}
-
-// contextReader ends a copy when the context does.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // Unpack reads an archive into the empty directory dir.
@@ -127,7 +116,7 @@ func Unpack(ctx context.Context, archive io.Reader, dir string) error {
 		return err
 	}
 	defer root.Close()
-	r := tar.NewReader(&contextReader{ctx, archive})
+	r := tar.NewReader(ctxio.Reader(ctx, archive))
 	for n := 0; ; n++ {
 		h, err := r.Next()
 		switch {
@@ -237,7 +226,7 @@ func copyFrom(ctx context.Context, source string, to *os.Root, taken map[string]
 			return fmt.Errorf("the checkpoint's %s: %w", clean, err)
 		}
 		taken[clean] = true
-		err = take(to, clean, &contextReader{ctx, f})
+		err = take(to, clean, ctxio.Reader(ctx, f))
 		_ = f.Close()
 		if err != nil {
 			return err

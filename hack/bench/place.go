@@ -180,7 +180,7 @@ BinaryName = %q
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
-	s.log = func() string { return tail(logFile, 10) }
+	s.log = func() string { return rig.Tail(logFile, 10) }
 	cmd := exec.Command(enter[0], slices.Concat(enter[1:], []string{filepath.Join(st.tools, "containerd"), "--config", config})...)
 	log, err := os.Create(logFile)
 	if err != nil {
@@ -223,14 +223,4 @@ func (s *subject) dial(ctx context.Context) error {
 	}
 	s.runtime, s.images = runtimev1.NewRuntimeServiceClient(conn), runtimev1.NewImageServiceClient(conn)
 	return nil
-}
-
-// tail is the last n lines of a file.
-func tail(path string, n int) string {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

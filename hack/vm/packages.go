@@ -39,20 +39,25 @@ var systemdPackages = []string{
 // sets are the names that -debs takes.
 var sets = map[string][]string{"criu": criuPackages, "handlers": handlerPackages, "apparmor": apparmorPackages, "systemd": systemdPackages}
 
+// downloadTo has the packages in the cache, and answers in which directory.
+func downloadTo(ctx context.Context, cache string, names []string) (dir string, err error) {
+	if dir, err = filepath.Abs(filepath.Join(cache, "debs")); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return dir, download(ctx, dir, names)
+}
+
 // unpackDebs unpacks the packages of a set into the machine's root. They are kept in the cache.
 func unpackDebs(ctx context.Context, cache, set, root string) error {
 	names, ok := sets[set]
 	if !ok {
 		return fmt.Errorf("-debs %q: not a set of packages", set)
 	}
-	dir, err := filepath.Abs(filepath.Join(cache, "debs"))
+	dir, err := downloadTo(ctx, cache, names)
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := download(ctx, dir, names); err != nil {
 		return err
 	}
 	for _, name := range names {

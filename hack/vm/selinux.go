@@ -45,14 +45,8 @@ func policySource() string {
 
 // addPolicy compiles the policy and puts it where the guest's init loads it from. Where the file is, SELinux is on.
 func addPolicy(ctx context.Context, cache, root string) error {
-	debs, err := filepath.Abs(filepath.Join(cache, "debs"))
+	debs, err := downloadTo(ctx, cache, policyPackages)
 	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(debs, 0o755); err != nil {
-		return err
-	}
-	if err := download(ctx, debs, policyPackages); err != nil {
 		return err
 	}
 	work, err := os.MkdirTemp(cache, "policy-")

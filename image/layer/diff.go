@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/criserver/criserver/internal/ctxio"
 )
 
 // Diff writes what the upper directory of an overlay holds, the changes to the layers below, as the tar of a layer: deleted
@@ -145,7 +147,7 @@ func (d *differ) file(dir int, name, path string, st *unix.Stat_t) error {
 	if err := d.write(h, dir, name); err != nil {
 		return err
 	}
-	n, err := io.Copy(d.tar, io.LimitReader(&contextReader{d.ctx, f}, st.Size))
+	n, err := io.Copy(d.tar, io.LimitReader(ctxio.Reader(d.ctx, f), st.Size))
 	if err == nil && n != st.Size {
 		err = io.ErrUnexpectedEOF // it was cut meanwhile
 	}

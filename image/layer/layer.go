@@ -31,6 +31,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/criserver/criserver/internal/ctxio"
 )
 
 // Options bound what a layer may ask for. The zero value means the defaults.
@@ -84,7 +86,7 @@ func Write(ctx context.Context, dir *os.File, r io.Reader, o Options) (Result, e
 	}
 	buffer := buffers.Get().(*[]byte)
 	defer buffers.Put(buffer)
-	var stream io.Reader = &contextReader{ctx, r}
+	var stream io.Reader = ctxio.Reader(ctx, r)
 	if !o.Buffered {
 		buffered := readers.Get().(*bufio.Reader)
 		buffered.Reset(stream)
@@ -113,19 +115,6 @@ func Write(ctx context.Context, dir *os.File, r io.Reader, o Options) (Result, e
 
 // plainReader hides bufio.Reader's WriteTo, which would take a buffer of its own.
 type plainReader struct{ io.Reader }
-
-// contextReader ends a stream when the context does.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
 
 // withKind adds the kind that a caller acts on.
 func withKind(what string, err error) error {

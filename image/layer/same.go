@@ -77,25 +77,35 @@ func (c *comparer) directory(a, b int, name, path string) error {
 	if path != "" {
 		return nil
 	}
-	return c.attributes(a, b, ".", path)
+	here, there, err := statBoth(a, b, ".")
+	if err != nil {
+		return err
+	}
+	return c.attributes(a, b, ".", path, here, there)
+}
+
+// statBoth is what a name is in two directories.
+func statBoth(a, b int, name string) (one, other *unix.Stat_t, err error) {
+	one, other = new(unix.Stat_t), new(unix.Stat_t)
+	if err = unix.Fstatat(a, name, one, unix.AT_SYMLINK_NOFOLLOW); err == nil {
+		err = unix.Fstatat(b, name, other, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return one, other, err
 }
 
 // entry compares what a name is. A directory's own times say little once what is in it differs, so they come last.
 func (c *comparer) entry(a, b int, name, path string) error {
-	var one, other unix.Stat_t
-	if err := unix.Fstatat(a, name, &one, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	if err := unix.Fstatat(b, name, &other, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	one, other, err := statBoth(a, b, name)
+	if err != nil {
 		return err
 	}
 	if one.Mode&unix.S_IFMT == unix.S_IFDIR && other.Mode&unix.S_IFMT == unix.S_IFDIR {
 		if err := c.directory(a, b, name, path); err != nil {
 			return err
 		}
-		return c.attributes(a, b, name, path)
+		return c.attributes(a, b, name, path, one, other)
 	}
-	if err := c.attributes(a, b, name, path); err != nil {
+	if err := c.attributes(a, b, name, path, one, other); err != nil {
 		return err
 	}
 	switch one.Mode & unix.S_IFMT {
@@ -116,14 +126,7 @@ func (c *comparer) entry(a, b int, name, path string) error {
 }
 
 // attributes compares what stat and the extended attributes say.
-func (c *comparer) attributes(a, b int, name, path string) error {
-	var one, other unix.Stat_t
-	if err := unix.Fstatat(a, name, &one, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	if err := unix.Fstatat(b, name, &other, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
+func (c *comparer) attributes(a, b int, name, path string, one, other *unix.Stat_t) error {
 	isDir := one.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
 	case one.Mode != other.Mode:
@@ -136,7 +139,7 @@ func (c *comparer) attributes(a, b int, name, path string) error {
 		return differs(path, "it has %d bytes, not %d", one.Size, other.Size)
 	case !isDir && one.Nlink != other.Nlink:
 		return differs(path, "it has %d names, not %d", one.Nlink, other.Nlink)
-	case one.Mtim != other.Mtim && !isWhiteout(&one):
+	case one.Mtim != other.Mtim && !isWhiteout(one):
 		return differs(path, "its time of change differs")
 	}
 	if !isDir && one.Nlink > 1 {

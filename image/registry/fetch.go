@@ -37,14 +37,6 @@ func opened(b *body, err error) (io.ReadCloser, error) {
 	return b, nil
 }
 
-// FetchRange opens bytes from to to-1 of a blob. errdefs.ErrNotImplemented when an endpoint does not serve ranges.
-func (r *Repository) FetchRange(ctx context.Context, d ocispec.Descriptor, from, to int64) (io.ReadCloser, error) {
-	if from < 0 || to < from || to > d.Size {
-		return nil, fmt.Errorf("bytes %d to %d of %s, which has %d: %w", from, to, d.Digest, d.Size, errdefs.ErrInvalidArgument)
-	}
-	return opened(r.fetch(ctx, d, from, from, to))
-}
-
 // fetch opens what is missing, from offset on, of a stream that began at from.
 func (r *Repository) fetch(ctx context.Context, d ocispec.Descriptor, from, offset, to int64) (*body, error) {
 	ctx, tried := r.trail(ctx)

@@ -2,12 +2,9 @@ package shimd
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +13,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/criserver/criserver/internal/procstat"
 	"github.com/criserver/criserver/shim/native/cgroup"
 )
 
@@ -64,7 +60,7 @@ func (t *execTable) close() { _ = unix.Munmap(t.memory) }
 
 func (t *execTable) slot(i int) []byte { return t.memory[i*execSlot:][:execSlot] }
 
-func pidOf(slot []byte) *uint32 { return (*uint32)(unsafe.Pointer(&slot[0])) }
+func slotPID(slot []byte) *uint32 { return (*uint32)(unsafe.Pointer(&slot[0])) }
 
 // enter notes a process that runs; leave takes the number back.
 func (t *execTable) enter(pid int, cgroupPath string) (int, error) {
@@ -86,12 +82,12 @@ func (t *execTable) enter(pid int, cgroupPath string) (int, error) {
 	binary.NativeEndian.PutUint32(slot[4:], uint32(len(cgroupPath)))
 	binary.NativeEndian.PutUint64(slot[8:], uint64(bootTime()))
 	copy(slot[execPathAt:], cgroupPath)
-	atomic.StoreUint32(pidOf(slot), uint32(pid)) // last: it makes the entry valid
+	atomic.StoreUint32(slotPID(slot), uint32(pid)) // last: it makes the entry valid
 	return i, nil
 }
 
 func (t *execTable) leave(i int) {
-	atomic.StoreUint32(pidOf(t.slot(i)), 0)
+	atomic.StoreUint32(slotPID(t.slot(i)), 0)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.free = append(t.free, i)
@@ -102,7 +98,7 @@ func (t *execTable) leave(i int) {
 func (t *execTable) endLeft() {
 	for i := range execSlots {
 		slot := t.slot(i)
-		pid := int(atomic.LoadUint32(pidOf(slot)))
+		pid := int(atomic.LoadUint32(slotPID(slot)))
 		if pid == 0 {
 			if i%(os.Getpagesize()/execSlot) == 0 && binary.NativeEndian.Uint64(slot[8:]) == 0 {
 				return // slots are used from the first on: this page never was
@@ -111,7 +107,7 @@ func (t *execTable) endLeft() {
 		}
 		length := min(binary.NativeEndian.Uint32(slot[4:]), maxExecPath)
 		endExec(pid, time.Duration(binary.NativeEndian.Uint64(slot[8:])), string(slot[execPathAt:][:length]))
-		atomic.StoreUint32(pidOf(slot), 0)
+		atomic.StoreUint32(slotPID(slot), 0)
 	}
 }
 
@@ -122,32 +118,21 @@ func endExec(pid int, entered time.Duration, cgroupPath string) {
 		return
 	}
 	defer unix.Close(fd)
-	since := entered - startTime(pid)
-	if since < -tick || since > execTolerant || !inCgroup(pid, cgroupPath) || hasEnded(fd, 0) {
+	since := entered - time.Duration(startOf(pid))*tick
+	if since < -tick || since > execTolerant || hasEnded(fd, 0) {
 		return
 	}
 	var g *cgroup.Cgroup
 	if cgroupPath != "" {
-		g, _ = cgroup.New(cgroupPath, nil)
+		if g, err = cgroup.New(cgroupPath, nil); err != nil || !g.Contains(pid) {
+			return
+		}
 	}
 	killTree(g, pid, fd)
 }
 
 // tick is the unit of times in /proc/PID/stat; it is the same on all architectures (USER_HZ).
 const tick = 10 * time.Millisecond
-
-// startTime is when a process started, on CLOCK_BOOTTIME, rounded down to ticks.
-func startTime(pid int) time.Duration {
-	stat, err := procstat.Read(pid)
-	if err != nil {
-		return 0
-	}
-	n, err := strconv.ParseInt(stat.Field(procstat.Start), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return time.Duration(n) * tick
-}
 
 // bootTime is the time of CLOCK_BOOTTIME.
 func bootTime() time.Duration {
@@ -156,23 +141,4 @@ func bootTime() time.Duration {
 		return 0
 	}
 	return time.Duration(ts.Nano())
-}
-
-// inCgroup reports whether a process is in this cgroup of any hierarchy, or below it. The empty path is any.
-func inCgroup(pid int, path string) bool {
-	if path == "" {
-		return true
-	}
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
-	if errors.Is(err, unix.ESRCH) || err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(text)) {
-		_, rest, _ := strings.Cut(line, ":")
-		_, at, _ := strings.Cut(strings.TrimSuffix(rest, "\n"), ":")
-		if at == path || strings.HasSuffix(at, path) || strings.Contains(at, path+"/") {
-			return true
-		}
-	}
-	return false
 }

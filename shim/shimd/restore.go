@@ -231,8 +231,7 @@ func (s *Server) endRestore(c *container) {
 		s.note.Error("what a restore has made is not ended", "container", c.id, "error", err)
 	}
 	for pid, fd := range zombies(os.Getpid()) {
-		groups, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup") // a zombie's is known until it is reaped
-		if err == nil && strings.Contains(string(groups), ":"+c.cgroup.Path()+"\n") {
+		if c.cgroup.Contains(pid) {
 			reap(fd)
 		}
 		_ = unix.Close(fd)

@@ -23,7 +23,7 @@ func (c *Cgroup) OpenBeside(pid int) (int, error) {
 		if !ok {
 			continue
 		}
-		if c.layout.unified == nil || path != c.rel && !strings.HasPrefix(path, c.rel+"/") {
+		if c.layout.unified == nil || !c.covers(path) {
 			return -1, fmt.Errorf("process %d is in cgroup /%s, not in /%s or below: %w", pid, path, c.rel, errdefs.ErrFailedPrecondition)
 		}
 		return c.layout.unified.open(path, unix.O_PATH|unix.O_DIRECTORY)

@@ -45,18 +45,36 @@ func (c *Cgroup) Kill(ctx context.Context) error {
 
 // refuseOwn guards against a cgroups path that somebody took from the engine's own place in the tree.
 func (c *Cgroup) refuseOwn() error {
-	data, err := os.ReadFile("/proc/self/cgroup")
+	own, err := c.holds("self")
+	if err == nil && own {
+		err = fmt.Errorf("this process is itself in it: %w", errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// Contains says whether a process is in the cgroup or below it, in any hierarchy. A zombie is until it is reaped.
+func (c *Cgroup) Contains(pid int) bool {
+	in, err := c.holds(strconv.Itoa(pid))
+	return err == nil && in
+}
+
+// holds is Contains for the process of a directory in /proc.
+func (c *Cgroup) holds(process string) (bool, error) {
+	data, err := os.ReadFile("/proc/" + process + "/cgroup")
 	if err != nil {
-		return err
+		return false, err
 	}
 	for line := range strings.Lines(string(data)) {
 		_, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ":/")
-		if ok && (path == c.rel || strings.HasPrefix(path, c.rel+"/")) {
-			return fmt.Errorf("this process is itself in it: %w", errdefs.ErrFailedPrecondition)
+		if ok && c.covers(path) {
+			return true, nil
 		}
 	}
-	return nil
+	return false, nil
 }
+
+// covers says whether a path in a hierarchy, without its leading slash, is the cgroup's or one below it.
+func (c *Cgroup) covers(path string) bool { return path == c.rel || strings.HasPrefix(path, c.rel+"/") }
 
 // killUnified kills what is in the unified hierarchy, in one call and without a race (cgroup.kill, Linux 5.14).
 func (c *Cgroup) killUnified() error {

@@ -15,10 +15,7 @@ import (
 // scopePrefix begins the names of our units, so that a cgroup of the cgroupfs form is never taken for one.
 const scopePrefix = "criserver"
 
-// ScopePath is the cgroup of a container in a slice, by the systemd driver: a path as any other, whose form says that systemd knows it.
-func ScopePath(slice, id string) string { return path.Join(slice, scopePrefix+"-"+id+".scope") }
-
-// SystemdForm is a ScopePath as runc and its kin take it, "slice:prefix:name"; any other path is answered as it is.
+// SystemdForm is the path of a container's scope as runc and its kin take it, "slice:prefix:name"; any other path is answered as it is.
 func SystemdForm(cgroupsPath string) string {
 	if u := unitOf(strings.TrimPrefix(cgroupsPath, "/")); u != nil && u.ScopePrefix != "" {
 		return u.Parent + ":" + u.ScopePrefix + ":" + u.Name
