@@ -216,13 +216,28 @@ func (c *container) hasEnded() bool {
 	}
 }
 
+// awaitReaped waits until a process that has ended is reaped by whoever is its parent. The keeper writes an exit record
+// before it reaps: were the directory cleared in between, the record would become that of the next start.
+func awaitReaped(ctx context.Context, c *container) error {
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		if _, ours := peek(c.pidfd); ours || unix.PidfdSendSignal(c.pidfd, 0, nil, 0) == unix.ESRCH {
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("container %s: process %d has ended and nobody reaps it: %w", c.id, c.record.PID, ctx.Err())
+		}
+	}
+}
+
 // awaitEnd waits until a killed process is gone: for one whose start has succeeded, until its exit is known.
 func (s *Server) awaitEnd(ctx context.Context, c *container) error {
 	if s.stateOf(c) == starting {
 		for ctx.Err() == nil {
 			if hasEnded(c.pidfd, 10*time.Millisecond) {
 				reap(c.pidfd)
-				return nil
+				return awaitReaped(ctx, c)
 			}
 		}
 	}
