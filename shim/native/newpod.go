@@ -62,6 +62,9 @@ func (r *Runtime) NewPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	if c.User != nil {
 		return r.newUserPod(ctx, c)
 	}
+	if r.madeByThread(c) {
+		return podByThread(c)
+	}
 	in := &input{host: r.host, joined: map[specs.LinuxNamespaceType]int{}}
 	var extra []*os.File
 	for _, n := range ownedNamespaces {

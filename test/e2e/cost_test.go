@@ -25,14 +25,14 @@ import (
 //
 // Rounds of the scheduler, the poller and the garbage collector are not counted, as they depend on time.
 var costLimits = map[string]costs{
-	"pod up":   {exec: 3, process: 2, sync: 0, mount: 112, file: 64, open: 138, transfer: 200, other: 560},
+	"pod up":   {exec: 2, process: 1, sync: 0, mount: 112, file: 64, open: 138, transfer: 200, other: 560},
 	"exec":     {exec: 2, process: 2, sync: 0, mount: 1, file: 0, open: 14, transfer: 48, other: 190},
 	"pod down": {exec: 0, process: 0, sync: 0, mount: 2, file: 68, open: 38, transfer: 145, other: 155},
 }
 
 // costs are system calls by kind.
 type costs struct {
-	exec     int // programs executed: the stage for a pod, the stage for a container or exec, the workload
+	exec     int // programs executed: the stage for a container or exec, the workload
 	process  int // processes made, threads not
 	sync     int // fsync and its like
 	mount    int // mounts made, moved, changed, and taken away
