@@ -101,11 +101,12 @@ type operation struct {
 	args  [maxArgs]uint64
 }
 
+// What an argument is. A kindData is a kindValue for the stage.
 const (
 	kindValue = iota
-	kindData
 	kindRegister
 	kindAddress
+	kindData
 )
 
 // New returns an empty plan with room for some operations; more than that costs time.
@@ -270,8 +271,11 @@ func (p *Plan) fail(err error) {
 func (p *Plan) Len() int { return len(p.ops) }
 
 const (
-	headerSize    = 32
+	headerSize    = 8
 	operationSize = 72
+
+	place = 0x410000 // where the stage maps the plan
+	room  = 1 << 26  // the most that it maps
 )
 
 // Encode lays the plan out as stage.c reads it.
@@ -283,25 +287,26 @@ func (p *Plan) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("a plan of %d calls is too long: %d is the most", len(p.ops), math.MaxUint16-1)
 	}
 	le := binary.LittleEndian
-	relocationsAt := headerSize + len(p.ops)*operationSize
-	dataAt := relocationsAt + 8*len(p.relocations)
+	dataAt := headerSize + len(p.ops)*operationSize
 	size := dataAt + p.data.Len()
+	if size > room {
+		return nil, fmt.Errorf("a plan of %d bytes is too long: %d is the most", size, room)
+	}
 	b := make([]byte, 0, size)
-	b = le.AppendUint32(b, uint32(len(p.ops)))
-	b = le.AppendUint32(b, uint32(len(p.relocations)))
-	for _, v := range []int{relocationsAt, dataAt, size} {
-		b = le.AppendUint64(b, uint64(v))
-	}
+	b = le.AppendUint64(b, uint64(len(p.ops)))
 	for i := range p.ops {
-		b = p.encode(b, i)
+		b = p.encode(b, i, place+uint64(dataAt))
 	}
+	b = append(b, p.data.Bytes()...)
 	for _, r := range p.relocations {
-		b = le.AppendUint64(b, r)
+		pointer := b[uint64(dataAt)+r:]
+		le.PutUint64(pointer, le.Uint64(pointer)+place+uint64(dataAt))
 	}
-	return append(b, p.data.Bytes()...), p.err
+	return b, p.err
 }
 
-func (p *Plan) encode(b []byte, i int) []byte {
+// encode appends one operation; the data is to lie at an address.
+func (p *Plan) encode(b []byte, i int, data uint64) []byte {
 	le, o := binary.LittleEndian, &p.ops[i]
 	b = le.AppendUint16(b, uint16(o.Nr))
 	b = append(b, byte(o.Result), 0)
@@ -316,8 +321,14 @@ func (p *Plan) encode(b []byte, i int) []byte {
 	b = le.AppendUint16(b, next)
 	b = le.AppendUint16(b, p.target(o.Zero, int(next)))
 	b = le.AppendUint16(b, p.target(o.Otherwise, i+1))
-	b = append(b, o.kinds[:]...)
-	for _, a := range o.args {
+	kinds, args := o.kinds, o.args
+	for k := range args {
+		if kinds[k] == kindData {
+			kinds[k], args[k] = kindValue, args[k]+data
+		}
+	}
+	b = append(b, kinds[:]...)
+	for _, a := range args {
 		b = le.AppendUint64(b, a)
 	}
 	return b

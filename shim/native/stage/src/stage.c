@@ -8,16 +8,21 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
 
-struct header { u32 ops, relocations; u64 relocations_at, data_at, size; };
+// The plan is mapped at a fixed place, so that its pointers are those that plan.go wrote and no page of it is written to: where a
+// hypervisor keeps page tables, a page that is copied for a write costs more than fifty calls. The place is beside the code, in
+// tables that are there already; a static program at a fixed address has nothing else there. What is beyond the plan's end is not used.
+enum { PLACE = 0x410000, ROOM = 1 << 26 };
+
+struct header { u32 ops, unused; };
 
 // An operation: make the call; keep the result; go on at `ok`, or `zero` if it was 0, or `otherwise` on an accepted error.
 struct op { u16 call; u8 result, unused; u16 accept[3], ok, zero, otherwise; u8 kind[8]; u64 arg[6]; };
 
-enum { VALUE, DATA, REGISTER, ADDRESS }; // what an argument is
+enum { VALUE, REGISTER, ADDRESS }; // what an argument is
 enum { ANY_ERROR = 0xffff, PLAN = 3, REPORT = 4 };
 
 #if defined(__x86_64__)
-enum { READ = 0, WRITE = 1, CLOSE = 3, MMAP = 9, EXIT_GROUP = 231 };
+enum { WRITE = 1, CLOSE = 3, MMAP = 9, EXIT_GROUP = 231 };
 static inline long call(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f) {
 	register u64 r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
 	long r;
@@ -25,7 +30,7 @@ static inline long call(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f) {
 	return r;
 }
 #elif defined(__aarch64__)
-enum { READ = 63, WRITE = 64, CLOSE = 57, MMAP = 222, EXIT_GROUP = 94 };
+enum { WRITE = 64, CLOSE = 57, MMAP = 222, EXIT_GROUP = 94 };
 static inline long call(long n, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f) {
 	register u64 x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c, x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
 	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
@@ -41,18 +46,13 @@ __attribute__((noreturn)) static void leave(int code) {
 	for (;;) call(EXIT_GROUP, code, 0, 0, 0, 0, 0);
 }
 
-__attribute__((noreturn)) static void run(u8 *base) {
-	struct header *h = (struct header *)base;
-	u8 *data = base + h->data_at;
-	u64 *relocation = (u64 *)(base + h->relocations_at);
-	for (u32 i = 0; i < h->relocations; i++) *(u64 *)(data + relocation[i]) += (u64)data;
-
+__attribute__((noreturn)) static void run(const struct header *h) {
+	const struct op *ops = (const struct op *)(h + 1);
 	u64 reg[256];
 	for (u32 i = 0; i < h->ops;) {
-		struct op *o = (struct op *)(base + sizeof *h) + i;
+		const struct op *o = ops + i;
 		u64 v[6];
 		for (int k = 0; k < 6; k++) switch (o->kind[k]) {
-			case DATA: v[k] = (u64)(data + o->arg[k]); break;
 			case REGISTER: v[k] = reg[o->arg[k]]; break;
 			case ADDRESS: v[k] = (u64)&reg[o->arg[k]]; break;
 			default: v[k] = o->arg[k];
@@ -73,12 +73,10 @@ __attribute__((noreturn)) static void run(u8 *base) {
 }
 
 __attribute__((noreturn, used)) void stage(void) {
-	struct header h;
-	if (call(READ, PLAN, (u64)&h, sizeof h, 0, 0, 0) != sizeof h) leave(2);
-	long base = call(MMAP, 0, h.size, 3 /* read, write */, 2 /* private: relocations are written into it */, PLAN, 0);
-	if (base < 0 && base > -4096) leave(2);
+	long at = call(MMAP, PLACE, ROOM, 1 /* read */, 0x100002 /* private, fixed, nothing replaced */, PLAN, 0);
+	if (at != PLACE) leave(2);
 	call(CLOSE, PLAN, 0, 0, 0, 0, 0);
-	run((u8 *)base);
+	run((const struct header *)at);
 }
 
 #if defined(__x86_64__)
