@@ -63,6 +63,7 @@ type compiler struct {
 	root     plan.Reg // the root filesystem's mount
 	gate     int
 	mask     plan.Reg                  // an empty read-only tmpfs, when directories are to be masked
+	fresh    []fresh                   // those that were attached last
 	later    []func()                  // what makes a mount read-only once nothing needs to be made in it
 	mapped   map[string]bool           // layers that are covered by what shows their owners mapped
 	shared   map[*specs.Mount]plan.Reg // copies of what is mounted with shared propagation

@@ -127,6 +127,7 @@ func (c *compiler) mounts() error {
 			return fmt.Errorf("mounts[%d] %s: %w", i, m.Destination, err)
 		}
 	}
+	c.leaveFresh()
 	return nil
 }
 
@@ -247,14 +248,6 @@ func (c *compiler) attributes(tree plan.Reg, o mountOptions) {
 	}
 }
 
-// attach moves a detached mount to a path beneath the root and closes it.
-func (c *compiler) attach(tree plan.Reg, destination string, directory bool) {
-	target := c.target(destination, directory)
-	c.MoveMount(tree, target)
-	c.Close(target)
-	c.Close(tree)
-}
-
 // inRoot is how what lies in the container is found: from its root, links of /proc to anywhere refused.
 const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 
@@ -361,10 +354,12 @@ func (c *compiler) filesystem(m *specs.Mount, o mountOptions) error {
 		c.MountSetattr(tree, recursive, 0, 0, o.propagation&^unix.MS_REC)
 	}
 	if m.Type == "tmpfs" && readonly != 0 {
-		target := c.target(m.Destination, true)
-		c.MoveMount(tree, target)
-		c.Close(target)
+		c.attachOpen(tree, m.Destination, true)
 		c.later = append(c.later, func() { c.MountSetattr(tree, 0, unix.MOUNT_ATTR_RDONLY, 0, 0); c.Close(tree) })
+		return nil
+	}
+	if m.Type == "tmpfs" {
+		c.attachFresh(tree, m.Destination)
 		return nil
 	}
 	c.attach(tree, m.Destination, true)
@@ -403,7 +398,8 @@ func (c *compiler) cgroupMount(m *specs.Mount, o mountOptions) error {
 		return fmt.Errorf("linux.cgroupsPath is not set, so there is no cgroup to show")
 	}
 	if len(c.in.tasks) == 0 {
-		return c.cgroupBind(c.in.unified, m.Destination, o)
+		c.attach(c.cgroupTree(c.in.unified, o), m.Destination, true)
+		return nil
 	}
 	fs, tree := c.Reg(), c.Reg()
 	c.Fsopen(fs, "tmpfs")
@@ -412,19 +408,13 @@ func (c *compiler) cgroupMount(m *specs.Mount, o mountOptions) error {
 	}
 	c.Fsmount(tree, fs, o.set&^unix.MOUNT_ATTR_RDONLY)
 	c.Close(fs)
-	target := c.target(m.Destination, true)
-	c.MoveMount(tree, target)
-	c.Close(target)
+	c.attachOpen(tree, m.Destination, true)
 	for _, tasks := range c.in.tasks {
 		directory := path.Dir(tasks)
-		if err := c.cgroupBind(directory, m.Destination+"/"+hierarchy(directory, c.in.spec.Linux.CgroupsPath), o); err != nil {
-			return err
-		}
+		c.cgroupWithin(tree, hierarchy(directory, c.in.spec.Linux.CgroupsPath), directory, o)
 	}
 	if c.in.unified != "" {
-		if err := c.cgroupBind(c.in.unified, m.Destination+"/unified", o); err != nil {
-			return err
-		}
+		c.cgroupWithin(tree, "unified", c.in.unified, o)
 	}
 	if o.set&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.MountSetattr(tree, 0, unix.MOUNT_ATTR_RDONLY, 0, 0)
@@ -433,12 +423,19 @@ func (c *compiler) cgroupMount(m *specs.Mount, o mountOptions) error {
 	return nil
 }
 
-func (c *compiler) cgroupBind(source, destination string, o mountOptions) error {
+// cgroupWithin attaches a hierarchy's directory in the tmpfs for all of them.
+func (c *compiler) cgroupWithin(tmpfs plan.Reg, name, source string, o mountOptions) {
+	tree := c.cgroupTree(source, o)
+	c.make(tmpfs, name, true)
+	c.MoveMountTo(tree, tmpfs, name)
+	c.Close(tree)
+}
+
+func (c *compiler) cgroupTree(source string, o mountOptions) plan.Reg {
 	tree := c.Reg()
 	c.OpenTree(tree, plan.Cwd, source, unix.OPEN_TREE_CLONE)
 	c.MountSetattr(tree, 0, o.set, o.clear, unix.MS_PRIVATE)
-	c.attach(tree, destination, true)
-	return nil
+	return tree
 }
 
 // hierarchy is the name under which a v1 hierarchy is mounted: the last element before the cgroup's own path.

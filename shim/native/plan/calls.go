@@ -78,6 +78,11 @@ func (p *Plan) MoveMount(from, to Reg, options ...Option) {
 	p.do(unix.SYS_MOVE_MOUNT, "move_mount", 0, options, from, "", to, "", Flags{unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH, moveNames})
 }
 
+// MoveMountTo attaches the mount in from at a name in a directory. A symbolic link there is not followed.
+func (p *Plan) MoveMountTo(from, dir Reg, name string, options ...Option) {
+	p.do(unix.SYS_MOVE_MOUNT, "move_mount", 0, options, from, "", dir, name, Flags{unix.MOVE_MOUNT_F_EMPTY_PATH, moveNames})
+}
+
 // MountSetattr sets and clears attributes of a mount, and its propagation (0: as it is).
 func (p *Plan) MountSetattr(mount Reg, flags int, set, clear, propagation uint64, options ...Option) {
 	p.do(unix.SYS_MOUNT_SETATTR, "mount_setattr", 0, options, mount, "", Flags{uint64(flags | unix.AT_EMPTY_PATH), atNames}, MountAttr{Set: set, Clear: clear, Propagation: propagation}, 32)
