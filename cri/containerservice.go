@@ -122,21 +122,22 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, r *runtime.Reop
 
 // ListContainers implements RuntimeService.
 func (s *runtimeService) ListContainers(_ context.Context, r *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	return &runtime.ListContainersResponse{Containers: s.listContainers(r.GetFilter())}, nil
+	items, err := s.listContainers(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return withItems(&runtime.ListContainersResponse{}, items), nil
 }
 
-func (s *runtimeService) listContainers(f *runtime.ContainerFilter) []*runtime.Container {
+func (s *runtimeService) listContainers(f *runtime.ContainerFilter) ([][]byte, error) {
 	filter, ok := containerFilter(f)
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	containers := s.engine.ListContainers(filter)
-	items, rows := make([]*runtime.Container, len(containers)), make([]containerRow, len(containers))
-	for i := range containers {
-		items[i] = rows[i].fill(&containers[i])
-	}
-	return items
+	return s.engine.ListContainers(filter, encodeContainer)
 }
+
+func encodeContainer(c *engine.ContainerItem) ([]byte, error) { return encodeItem(containerItem(c)) }
 
 // ContainerStatus implements RuntimeService.
 func (s *runtimeService) ContainerStatus(_ context.Context, r *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
@@ -207,21 +208,13 @@ func shownImage(name, user string) string {
 	return name
 }
 
-// containerRow is a container of a list with all that it refers to: one allocation for the whole list, which clients ask for
-// every second.
-type containerRow struct {
-	container runtime.Container
-	metadata  runtime.ContainerMetadata
-	image     runtime.ImageSpec
-}
-
-func (r *containerRow) fill(c *engine.ContainerItem) *runtime.Container {
-	r.metadata.Name, r.metadata.Attempt = c.Name, c.Attempt
-	r.image.Image, r.image.UserSpecifiedImage = shownImage(c.Image, c.UserImage), c.UserImage
-	o := &r.container
-	o.Id, o.PodSandboxId, o.Metadata, o.Image, o.ImageRef, o.ImageId = c.ID, c.PodID, &r.metadata, &r.image, c.ImageRef, c.ImageID
-	o.State, o.CreatedAt, o.Labels, o.Annotations = containerState(c.State), c.CreatedAt.UnixNano(), c.Labels, c.Annotations
-	return o
+func containerItem(c *engine.ContainerItem) *runtime.Container {
+	return &runtime.Container{
+		Id: c.ID, PodSandboxId: c.PodID, Metadata: &runtime.ContainerMetadata{Name: c.Name, Attempt: c.Attempt},
+		Image:    &runtime.ImageSpec{Image: shownImage(c.Image, c.UserImage), UserSpecifiedImage: c.UserImage},
+		ImageRef: c.ImageRef, ImageId: c.ImageID, State: containerState(c.State), CreatedAt: c.CreatedAt.UnixNano(),
+		Labels: c.Labels, Annotations: c.Annotations,
+	}
 }
 
 func containerStatus(c engine.ContainerStatus) *runtime.ContainerStatus {

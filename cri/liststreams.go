@@ -10,12 +10,17 @@ import (
 // of messages does not matter.
 const chunk = 1 << 20
 
+// sendMessages is sendChunks for items that are messages.
+func sendMessages[T proto.Message](items []T, send func([]T) error) error {
+	return sendChunks(items, func(item T) int { return proto.Size(item) }, send)
+}
+
 // sendChunks sends all items, each once, in messages that fit. No items are no message.
-func sendChunks[T proto.Message](items []T, send func([]T) error) error {
+func sendChunks[T any](items []T, sizeOf func(T) int, send func([]T) error) error {
 	for len(items) > 0 {
 		n, size := 0, 0
 		for n < len(items) && (n == 0 || size < chunk) {
-			size += proto.Size(items[n])
+			size += sizeOf(items[n])
 			n++
 		}
 		if n > 1 && size > MaxMessage/2 {
@@ -31,35 +36,43 @@ func sendChunks[T proto.Message](items []T, send func([]T) error) error {
 
 // StreamPodSandboxes implements RuntimeService.
 func (s *runtimeService) StreamPodSandboxes(r *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
-	return sendChunks(s.listPods(r.GetFilter()), func(items []*runtime.PodSandbox) error {
-		return stream.Send(&runtime.StreamPodSandboxesResponse{PodSandboxes: items})
+	pods, err := s.listPods(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendChunks(pods, encodedSize, func(items [][]byte) error {
+		return stream.Send(withItems(&runtime.StreamPodSandboxesResponse{}, items))
 	})
 }
 
 // StreamContainers implements RuntimeService.
 func (s *runtimeService) StreamContainers(r *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
-	return sendChunks(s.listContainers(r.GetFilter()), func(items []*runtime.Container) error {
-		return stream.Send(&runtime.StreamContainersResponse{Containers: items})
+	containers, err := s.listContainers(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendChunks(containers, encodedSize, func(items [][]byte) error {
+		return stream.Send(withItems(&runtime.StreamContainersResponse{}, items))
 	})
 }
 
 // StreamContainerStats implements RuntimeService.
 func (s *runtimeService) StreamContainerStats(r *runtime.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
-	return sendChunks(s.listContainerStats(stream.Context(), r.GetFilter()), func(items []*runtime.ContainerStats) error {
+	return sendMessages(s.listContainerStats(stream.Context(), r.GetFilter()), func(items []*runtime.ContainerStats) error {
 		return stream.Send(&runtime.StreamContainerStatsResponse{ContainerStats: items})
 	})
 }
 
 // StreamPodSandboxStats implements RuntimeService.
 func (s *runtimeService) StreamPodSandboxStats(r *runtime.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
-	return sendChunks(s.listPodStats(stream.Context(), r.GetFilter()), func(items []*runtime.PodSandboxStats) error {
+	return sendMessages(s.listPodStats(stream.Context(), r.GetFilter()), func(items []*runtime.PodSandboxStats) error {
 		return stream.Send(&runtime.StreamPodSandboxStatsResponse{PodSandboxStats: items})
 	})
 }
 
 // StreamPodSandboxMetrics implements RuntimeService.
 func (s *runtimeService) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
-	return sendChunks(s.listMetrics(stream.Context()), func(items []*runtime.PodSandboxMetrics) error {
+	return sendMessages(s.listMetrics(stream.Context()), func(items []*runtime.PodSandboxMetrics) error {
 		return stream.Send(&runtime.StreamPodSandboxMetricsResponse{PodSandboxMetrics: items})
 	})
 }
@@ -70,7 +83,7 @@ func (s *imageService) StreamImages(r *runtime.StreamImagesRequest, stream grpc.
 	if err != nil {
 		return err
 	}
-	return sendChunks(images, func(items []*runtime.Image) error {
+	return sendMessages(images, func(items []*runtime.Image) error {
 		return stream.Send(&runtime.StreamImagesResponse{Images: items})
 	})
 }

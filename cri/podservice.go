@@ -43,21 +43,22 @@ func (s *runtimeService) RemovePodSandbox(ctx context.Context, r *runtime.Remove
 
 // ListPodSandbox implements RuntimeService.
 func (s *runtimeService) ListPodSandbox(_ context.Context, r *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	return &runtime.ListPodSandboxResponse{Items: s.listPods(r.GetFilter())}, nil
+	items, err := s.listPods(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return withItems(&runtime.ListPodSandboxResponse{}, items), nil
 }
 
-func (s *runtimeService) listPods(f *runtime.PodSandboxFilter) []*runtime.PodSandbox {
+func (s *runtimeService) listPods(f *runtime.PodSandboxFilter) ([][]byte, error) {
 	filter, ok := podFilter(f)
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	pods := s.engine.ListPods(filter)
-	items, rows := make([]*runtime.PodSandbox, len(pods)), make([]podRow, len(pods))
-	for i := range pods {
-		items[i] = rows[i].fill(&pods[i])
-	}
-	return items
+	return s.engine.ListPods(filter, encodePod)
 }
+
+func encodePod(p *engine.PodItem) ([]byte, error) { return encodeItem(podItem(p)) }
 
 // PodSandboxStatus implements RuntimeService.
 func (s *runtimeService) PodSandboxStatus(_ context.Context, r *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
@@ -108,18 +109,13 @@ func podMetadata(pod spec.Pod) *runtime.PodSandboxMetadata {
 	return &runtime.PodSandboxMetadata{Name: pod.Name, Uid: pod.UID, Namespace: pod.Namespace, Attempt: pod.Attempt}
 }
 
-// podRow is to pods what containerRow is to containers.
-type podRow struct {
-	pod      runtime.PodSandbox
-	metadata runtime.PodSandboxMetadata
-}
-
-func (r *podRow) fill(p *engine.PodItem) *runtime.PodSandbox {
-	r.metadata.Name, r.metadata.Uid, r.metadata.Namespace, r.metadata.Attempt = p.Name, p.UID, p.Namespace, p.Attempt
-	o := &r.pod
-	o.Id, o.Metadata, o.State, o.CreatedAt = p.ID, &r.metadata, podState(p.State), p.CreatedAt.UnixNano()
-	o.Labels, o.Annotations, o.RuntimeHandler = p.Labels, p.Annotations, p.Handler
-	return o
+func podItem(p *engine.PodItem) *runtime.PodSandbox {
+	return &runtime.PodSandbox{
+		Id:       p.ID,
+		Metadata: &runtime.PodSandboxMetadata{Name: p.Name, Uid: p.UID, Namespace: p.Namespace, Attempt: p.Attempt},
+		State:    podState(p.State), CreatedAt: p.CreatedAt.UnixNano(),
+		Labels: p.Labels, Annotations: p.Annotations, RuntimeHandler: p.Handler,
+	}
 }
 
 func podStatus(pod engine.PodStatus) *runtime.PodSandboxStatus {

@@ -396,12 +396,12 @@ func TestGoldenAnswers(t *testing.T) {
 	}
 	uid := int64(1002)
 	golden(t, "answers.json", map[string]any{
-		"podItem": new(podRow).fill(&engine.PodItem{
+		"podItem": podItem(&engine.PodItem{
 			ID: "pod1", Name: "web", Namespace: "shop", UID: "0b1c", Attempt: 2, Labels: pod.Pod.Labels, Annotations: pod.Pod.Annotations,
 			Handler: "native", State: engine.PodReady, CreatedAt: when,
 		}),
 		"podStatus": podStatus(pod),
-		"containerItem": new(containerRow).fill(&engine.ContainerItem{
+		"containerItem": containerItem(&engine.ContainerItem{
 			ID: "c1", PodID: "pod1", Name: "main", Attempt: 3, Image: "sha256:0011", UserImage: "busybox:1", ImageID: "sha256:0011",
 			ImageRef: "busybox@sha256:22", Labels: container.Container.Labels, Annotations: container.Container.Annotations,
 			State: engine.ContainerExited, CreatedAt: when,

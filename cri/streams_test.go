@@ -15,7 +15,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestSendChunks(t *testing.T) {
+func TestSendMessages(t *testing.T) {
 	big := func(size int) *runtime.Container { return &runtime.Container{Id: strings.Repeat("x", size)} }
 	for name, items := range map[string][]*runtime.Container{
 		"none":      nil,
@@ -26,7 +26,7 @@ func TestSendChunks(t *testing.T) {
 	} {
 		var sent []*runtime.Container
 		messages := 0
-		err := sendChunks(items, func(part []*runtime.Container) error {
+		err := sendMessages(items, func(part []*runtime.Container) error {
 			messages++
 			if size := proto.Size(&runtime.StreamContainersResponse{Containers: part}); size > MaxMessage || len(part) == 0 {
 				t.Errorf("%s: a message of %d items, %d bytes", name, len(part), size)
@@ -39,7 +39,7 @@ func TestSendChunks(t *testing.T) {
 		}
 	}
 	failed := errors.New("gone")
-	if err := sendChunks([]*runtime.Container{big(1)}, func([]*runtime.Container) error { return failed }); !errors.Is(err, failed) {
+	if err := sendMessages([]*runtime.Container{big(1)}, func([]*runtime.Container) error { return failed }); !errors.Is(err, failed) {
 		t.Error(err)
 	}
 }

@@ -57,6 +57,7 @@ type pod struct {
 	record podRecord
 	rate   rate // of a cgroup that only this pod is in; it guards itself
 	steps  steps
+	form   form // dropped when record changes
 	// announced says that those who listen may know of it.
 	announced bool
 	told      told // what plugins know of it
@@ -79,6 +80,7 @@ type container struct {
 	interrupt context.CancelCauseFunc
 	// process is that of config.json, read when first needed by Exec, and not changed.
 	process *specs.Process
+	form    form // dropped when record changes
 	// rate, layer and steps guard themselves.
 	rate  rate
 	layer layerState

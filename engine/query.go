@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -30,16 +31,26 @@ func (e *Engine) Pods(f PodFilter) []PodStatus {
 	return each(e.selectPods(f), (*pod).status)
 }
 
-// ListPods is as Pods, with what a list shows. It copies less: clients ask for all pods again and again.
-func (e *Engine) ListPods(f PodFilter) []PodItem {
+// ListPods answers what encode made of the items of the pods that the filter selects, in the order of Pods. It is kept until
+// the pod changes: clients ask for all pods again and again. So pods of one owner have but one encode, which must not block,
+// and nothing of what is answered may be changed.
+func (e *Engine) ListPods(f PodFilter, encode func(*PodItem) ([]byte, error)) ([][]byte, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	return each(e.selectPods(f), (*pod).item)
+	found := e.selectPods(f)
+	forms := make([][]byte, len(found))
+	for i, p := range found {
+		var err error
+		if forms[i], err = p.form.get(func() ([]byte, error) { item := p.item(); return encode(&item) }); err != nil {
+			return nil, fmt.Errorf("pod %s: %w", p.record.Pod.ID, err)
+		}
+	}
+	return forms, nil
 }
 
 // selectPods is Pods before anything is copied. The caller holds mu.
 func (e *Engine) selectPods(f PodFilter) []*pod {
-	var found []*pod
+	found := make([]*pod, 0, expected(f.ID, len(e.pods)))
 	for id, p := range e.pods {
 		state := p.record.State
 		if state == creating || f.State != "" && f.State != state.pod() || !strings.HasPrefix(id, f.ID) ||
@@ -50,6 +61,14 @@ func (e *Engine) selectPods(f PodFilter) []*pod {
 	}
 	slices.SortFunc(found, func(a, b *pod) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
 	return found
+}
+
+// expected is how many of all to make room for: a filter with an id selects few, most others many.
+func expected(id string, all int) int {
+	if id != "" {
+		return 1
+	}
+	return all
 }
 
 // each is nil for nothing.
@@ -83,16 +102,41 @@ func (e *Engine) Containers(f ContainerFilter) []ContainerStatus {
 	return each(e.selectContainers(f), e.containerStatus)
 }
 
-// ListContainers is as Containers, with what a list shows. It copies less: clients ask for all containers again and again.
-func (e *Engine) ListContainers(f ContainerFilter) []ContainerItem {
+// ListContainers is to containers what ListPods is to pods.
+func (e *Engine) ListContainers(f ContainerFilter, encode func(*ContainerItem) ([]byte, error)) ([][]byte, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	return each(e.selectContainers(f), (*container).item)
+	found := e.selectContainers(f)
+	forms := make([][]byte, len(found))
+	for i, c := range found {
+		var err error
+		if forms[i], err = c.form.get(func() ([]byte, error) { item := c.item(); return encode(&item) }); err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.record.Container.ID, err)
+		}
+	}
+	return forms, nil
 }
+
+// form is what a list shows of a pod or container, encoded. The zero value is ready for use. Who holds Engine.mu for reading
+// may get it, several at once; who changes the record drops it.
+type form struct{ kept atomic.Pointer[[]byte] }
+
+func (f *form) get(encode func() ([]byte, error)) ([]byte, error) {
+	if kept := f.kept.Load(); kept != nil {
+		return *kept, nil
+	}
+	encoded, err := encode()
+	if err == nil {
+		f.kept.Store(&encoded)
+	}
+	return encoded, err
+}
+
+func (f *form) drop() { f.kept.Store(nil) }
 
 // selectContainers is Containers before anything is copied. The caller holds mu.
 func (e *Engine) selectContainers(f ContainerFilter) []*container {
-	var all []*container
+	all := make([]*container, 0, expected(f.ID+f.PodID, len(e.containers)))
 	for id, c := range e.containers {
 		state := c.record.State
 		if state == creating || f.State != "" && f.State != state.container() || !strings.HasPrefix(id, f.ID) ||
@@ -240,6 +284,7 @@ func (e *Engine) changePod(id string, to phase, change func(*podRecord)) error {
 	if change != nil {
 		change(&p.record)
 	}
+	p.form.drop()
 	e.podMoved(id, p, from)
 	return nil
 }
@@ -259,6 +304,7 @@ func (e *Engine) changeContainer(id string, to phase, change func(*containerReco
 	if change != nil {
 		change(&c.record)
 	}
+	c.form.drop()
 	if to == exited {
 		c.end()
 	}
