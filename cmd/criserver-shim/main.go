@@ -92,6 +92,6 @@ const trimPeriod = 5 * time.Second
 // tune keeps the shim small, which lives as long as the node, and lets it collect garbage seldom while it is busy: each
 // collection costs as much as an exec. What that leaves behind idle.Trim gives back.
 func tune() {
-	debug.SetGCPercent(200)
+	debug.SetGCPercent(100)
 	runtime.GOMAXPROCS(min(4, runtime.NumCPU()))
 }

@@ -3,6 +3,7 @@ package idle
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -36,10 +37,11 @@ func Trim(ctx context.Context, period time.Duration) {
 		}
 		now := allocated()
 		if now-last < quiet && now-trimmed > worked {
+			runtime.GC() // what lies in a sync.Pool is free after the second collection
 			debug.FreeOSMemory()
-			trim.Text()
 			now = allocated()
 			trimmed = now
+			trim.Text()
 		}
 		last = now
 	}

@@ -14,12 +14,13 @@ func Text() {
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
 	b := make([]byte, 1024) // the program's mappings are the first ones
 	n, _ := unix.Read(fd, b)
+	_ = unix.Close(fd)
 	if n <= 0 {
 		return
 	}
+	var mapped [][2]uintptr
 	for line := range strings.SplitSeq(string(b[:n]), "\n") {
 		fields := strings.Fields(line)
 		if len(fields) != 6 || fields[1][1] != '-' || fields[5][0] != '/' {
@@ -29,7 +30,11 @@ func Text() {
 		start, err1 := strconv.ParseUint(from, 16, 64)
 		end, err2 := strconv.ParseUint(to, 16, 64)
 		if err1 == nil && err2 == nil && end > start {
-			_, _, _ = unix.Syscall(unix.SYS_MADVISE, uintptr(start), uintptr(end-start), unix.MADV_DONTNEED)
+			mapped = append(mapped, [2]uintptr{uintptr(start), uintptr(end)})
 		}
+	}
+	// At last, and nothing after it: what runs now comes back, and brings its neighbours (the kernel maps 64 KiB around a fault).
+	for _, m := range mapped {
+		_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, m[0], m[1]-m[0], unix.MADV_DONTNEED)
 	}
 }

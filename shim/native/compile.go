@@ -73,11 +73,12 @@ type compiler struct {
 // How many operations plans have that are usual.
 const (
 	createOperations = 384
+	hierarchyOps     = 12 // for each v1 hierarchy besides
 	execOperations   = 128
 )
 
 func compileCreate(in *input) (*built, error) {
-	c := &compiler{Plan: plan.New(createOperations), in: in}
+	c := &compiler{Plan: plan.New(createOperations + hierarchyOps*len(in.tasks)), in: in}
 	b := &built{plan: c.Plan, terminal: in.process.Terminal, argv: in.process.Args}
 	c.cgroups()
 	c.keyring()

@@ -31,12 +31,14 @@ func Then(l Label) Option {
 }
 
 func (p *Plan) do(nr uintptr, name string, result Reg, options []Option, args ...any) {
-	c := Call{Nr: nr, Name: name, N: len(args), Result: result}
-	copy(c.Args[:], args)
-	for _, o := range options {
-		o(&c)
+	// The call is filled in where it stays: options take its address, so that one on the stack would be made on the heap.
+	p.ops = append(p.ops, operation{Call: Call{Nr: nr, Name: name, N: len(args), Result: result}, place: p.place})
+	o := &p.ops[len(p.ops)-1]
+	copy(o.Args[:], args)
+	for _, option := range options {
+		option(&o.Call)
 	}
-	p.Do(c)
+	p.settle(o)
 }
 
 func words(values ...uint64) []byte {

@@ -153,13 +153,18 @@ func (p *Plan) Mark(l Label) { p.labels[l-1] = len(p.ops) }
 
 // Do appends a call.
 func (p *Plan) Do(c Call) {
-	if c.N > maxArgs || len(c.Accept) > 3 {
-		p.fail(fmt.Errorf("%s: %s has %d arguments and %d accepted errors", p.place, c.Name, c.N, len(c.Accept)))
+	p.ops = append(p.ops, operation{Call: c, place: p.place})
+	p.settle(&p.ops[len(p.ops)-1])
+}
+
+// settle encodes the arguments of the call appended last. One that cannot be made is taken away again.
+func (p *Plan) settle(o *operation) {
+	if o.N > maxArgs || len(o.Accept) > 3 {
+		p.fail(fmt.Errorf("%s: %s has %d arguments and %d accepted errors", p.place, o.Name, o.N, len(o.Accept)))
+		p.ops = p.ops[:len(p.ops)-1]
 		return
 	}
-	p.ops = append(p.ops, operation{Call: c, place: p.place})
-	o := &p.ops[len(p.ops)-1]
-	for i, a := range c.Args[:c.N] {
+	for i, a := range o.Args[:o.N] {
 		o.kinds[i], o.args[i] = p.argument(a)
 	}
 }
