@@ -23,7 +23,7 @@ func Text() {
 	var mapped [][2]uintptr
 	for line := range strings.SplitSeq(string(b[:n]), "\n") {
 		fields := strings.Fields(line)
-		if len(fields) != 6 || fields[1][1] != '-' || fields[5][0] != '/' {
+		if len(fields) < 6 || fields[1][1] != '-' || fields[5][0] != '/' { // a program that was replaced is followed by "(deleted)"
 			continue
 		}
 		from, to, _ := strings.Cut(fields[0], "-")
