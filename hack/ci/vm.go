@@ -57,6 +57,11 @@ func virtualMachine(ctx context.Context, out io.Writer) result {
 	return r
 }
 
+// underSystemd are the tests that put cgroups, kills and restarts to work; others are of things that no cgroup driver changes, or
+// name parents that are no slices.
+const underSystemd = "^Test(Systemd.*|Kill|KillRepeatedly|KilledFromOutside|ExitWhileDead|DaemonRestart|PodRemovedAfterKill|ExitCodes|OOM|OOMIsCounted|Stop|Restart|" +
+	"ExecTimeout|FiftyPods|RetryJoins|SharedPID|UserNamespace.*|NothingPerPod|UpdateAsAsked|StatsLists)$"
+
 // systemdInMachine runs the tests of the systemd cgroup driver where systemd is process 1.
 func systemdInMachine(ctx context.Context, out io.Writer) result {
 	program := filepath.Join(vmDir, "e2e.test")
@@ -65,8 +70,8 @@ func systemdInMachine(ctx context.Context, out io.Writer) result {
 		r.count(err, out)
 		return r
 	}
-	args := append([]string{"-timeout", "10m", "-debs", "systemd", "-env", "E2E_CGROUP_DRIVER=systemd", "-add", program + ":/opt/e2e.test"}, inMachine...)
-	args = append(args, "--", "/opt/e2e.test", "-test.v", "-test.run", "^TestSystemd")
+	args := append([]string{"-timeout", "20m", "-debs", "systemd", "-env", "E2E_CGROUP_DRIVER=systemd", "-add", program + ":/opt/e2e.test"}, inMachine...)
+	args = append(args, "--", "/opt/e2e.test", "-test.v", "-test.short", "-test.timeout", "18m", "-test.run", underSystemd)
 	return verbose(ctx, out, "hack/vm/run", args...)
 }
 
