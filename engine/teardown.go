@@ -16,8 +16,12 @@ import (
 // is lost; it goes on past errors, and may be run again at any time. The record is the last to go, so what could not be
 // removed is not forgotten: it stays in the state removing, and tidy tries again.
 
-// tidyEvery is how often what could not be removed is tried again, and the shim's list compared with ours.
-const tidyEvery = 30 * time.Second
+// tidyEvery is how often what could not be removed is tried again. compareEvery is how often the shim's list is compared with
+// ours: nothing is known that would make it needed, and it brings megabytes of an idle shim's program back into memory.
+const (
+	tidyEvery    = 30 * time.Second
+	compareEvery = 10 * tidyEvery
+)
 
 // releaseProcess has the shim kill and forget a container.
 func (e *Engine) releaseProcess(ctx context.Context, r containerRecord) error {
@@ -154,14 +158,16 @@ func (e *Engine) removePod(ctx context.Context, id string) error {
 // tidy tries again to remove what could not be removed, until the engine is closed. It has the shim's list asked for as
 // well, so that no exit is missed for good whose news was lost.
 func (e *Engine) tidy() {
-	ticker := time.NewTicker(tidyEvery)
+	ticker, compare := time.NewTicker(tidyEvery), time.NewTicker(compareEvery)
 	defer ticker.Stop()
+	defer compare.Stop()
 	for {
 		select {
 		case <-e.ctx.Done():
 			return
-		case <-ticker.C:
+		case <-compare.C:
 			e.wakeFollow()
+		case <-ticker.C:
 			if e.connected.Load() {
 				e.tidyAll(e.ctx)
 			}
