@@ -2,6 +2,7 @@ package inflate
 
 import (
 	"encoding/binary"
+	"hash/crc32"
 	"io"
 )
 
@@ -45,6 +46,9 @@ const (
 	flagComment  = 1 << 4
 )
 
+// maxName is the most bytes of a name or comment, with the zero at the end, as in the standard library. RFC 1952 has no limit.
+const maxName = 512
+
 // member reads the head of a member. io.EOF when there is none.
 func (d *Decoder) member() error {
 	if err := d.ensure(1); err != nil {
@@ -56,7 +60,13 @@ func (d *Decoder) member() error {
 		}
 		return d.inputErr()
 	}
-	p, err := d.bytes(10)
+	sum := uint32(0) // of the head so far
+	next := func(n int) ([]byte, error) {
+		p, err := d.bytes(n)
+		sum = crc32.Update(sum, crc32.IEEETable, p)
+		return p, err
+	}
+	p, err := next(10)
 	if err != nil {
 		return err
 	}
@@ -65,16 +75,19 @@ func (d *Decoder) member() error {
 	}
 	flags := p[3]
 	if flags&flagExtra != 0 {
-		if p, err = d.bytes(2); err != nil {
+		if p, err = next(2); err != nil {
 			return err
 		}
-		if _, err = d.bytes(int(binary.LittleEndian.Uint16(p))); err != nil {
+		if _, err = next(int(binary.LittleEndian.Uint16(p))); err != nil {
 			return err
 		}
 	}
 	for _, flag := range []byte{flagName, flagComment} {
-		for flags&flag != 0 {
-			if p, err = d.bytes(1); err != nil {
+		for n := 0; flags&flag != 0; n++ {
+			if n == maxName {
+				return corrupt("a name or comment is too long")
+			}
+			if p, err = next(1); err != nil {
 				return err
 			}
 			if p[0] == 0 {
@@ -83,8 +96,12 @@ func (d *Decoder) member() error {
 		}
 	}
 	if flags&flagChecksum != 0 {
-		if _, err = d.bytes(2); err != nil { // that of the header itself, of which nothing is used
+		want := uint16(sum)
+		if p, err = d.bytes(2); err != nil {
 			return err
+		}
+		if binary.LittleEndian.Uint16(p) != want {
+			return corrupt("the checksum of a gzip header does not match")
 		}
 	}
 	d.members++

@@ -3,10 +3,13 @@ package inflate
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -112,6 +115,43 @@ func TestBrokenInput(t *testing.T) {
 	}
 	if _, err := NewDecoder(bytes.NewReader(whole)).Next(make([]byte, 100)); err != io.ErrShortBuffer {
 		t.Errorf("a short buffer: %v", err)
+	}
+}
+
+// Heads are taken and refused as the standard library does.
+func TestHeads(t *testing.T) {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write([]byte("content"))
+	_ = w.Close()
+	body := packed.Bytes()[10:]
+	head := func(flags byte, more string) []byte {
+		return append([]byte{0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 3}, more...)
+	}
+	summed := func(head []byte, off uint16) []byte {
+		return binary.LittleEndian.AppendUint16(head, uint16(crc32.ChecksumIEEE(head))+off)
+	}
+	name := strings.Repeat("n", maxName-1) + "\x00"
+	for what, tt := range map[string]struct {
+		head []byte
+		good bool
+	}{
+		"plain":            {head(0, ""), true},
+		"checksum":         {summed(head(flagChecksum, ""), 0), true},
+		"wrong checksum":   {summed(head(flagChecksum, ""), 1), false},
+		"all":              {summed(head(flagChecksum|flagExtra|flagName|flagComment, "\x03\x00abcname\x00comment\x00"), 0), true},
+		"all, wrong":       {summed(head(flagChecksum|flagExtra|flagName|flagComment, "\x03\x00abcname\x00comment\x00"), 256), false},
+		"longest name":     {head(flagName, name), true},
+		"too long a name":  {head(flagName, "n"+name), false},
+		"too long comment": {head(flagName|flagComment, name+"n"+name), false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			stream := append(tt.head, body...)
+			compare(t, stream)
+			if got, err := decode(bytes.NewReader(stream), MinBuffer); (err == nil) != tt.good || tt.good && string(got) != "content" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
 	}
 }
 
