@@ -42,6 +42,10 @@ func TestKillPull(t *testing.T) {
 			_, _ = n.d.Images.PullImage(ctx, &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: name}}) // it is to be killed
 		}()
 		wait := time.Duration(random.Int64N(int64(1400 * time.Millisecond)))
+		if i%2 == 1 { // some layers are to be there, however slow the machine is
+			awaitBlob(n.d.RootDir, layers)
+			wait /= 4
+		}
 		time.Sleep(wait)
 		n.d.Kill()
 		<-pulled
@@ -85,6 +89,17 @@ func TestKillPull(t *testing.T) {
 	t.Logf("of %d kills %d were before the last layer was there, %d after the first", *pullKills, amid, complete)
 	if amid < *pullKills/4 || complete < *pullKills/4 {
 		t.Errorf("too few kills are amid a pull: %d with layers missing, %d with some there", amid, complete)
+	}
+}
+
+// awaitBlob waits until a layer's blob is complete, or for 20 s.
+func awaitBlob(root string, layers []madeLayer) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		for _, l := range layers {
+			if _, err := os.Stat(filepath.Join(root, "content", "blobs", "sha256", l.Digest.Encoded())); err == nil {
+				return
+			}
+		}
 	}
 }
 
