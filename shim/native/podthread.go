@@ -47,10 +47,24 @@ func podByThread(c PodConfig) (*Pod, error) {
 	return pod, nil
 }
 
-// traveller is a thread that leaves namespaces of the shim's and comes back to them.
+// traveller is a thread that leaves namespaces of the shim's and comes back to them. It opens by bare calls: os.Open would offer each
+// file to the poller, which takes five calls more and wakes another thread.
 type traveller struct {
-	home  []*os.File
-	kinds []int
+	home []home
+}
+
+// home is a namespace to come back to.
+type home struct {
+	fd, kind int
+	file     string
+}
+
+func open(path string, flags int) (int, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }
 
 // onThread runs work on a thread that no other goroutine has meanwhile. A thread that cannot go home is not used again.
@@ -71,21 +85,23 @@ func onThread(work func(*traveller) error) error {
 
 // leave keeps the way back to a namespace of the thread's.
 func (t *traveller) leave(file string, kind int) error {
-	f, err := os.Open("/proc/thread-self/ns/" + file)
+	fd, err := open(threadSpaces+file, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	t.home, t.kinds = append(t.home, f), append(t.kinds, kind)
+	t.home = append(t.home, home{fd, kind, file})
 	return nil
 }
 
+const threadSpaces = "/proc/thread-self/ns/"
+
 func (t *traveller) goHome() error {
 	var errs []error
-	for i, f := range t.home {
-		if err := unix.Setns(int(f.Fd()), t.kinds[i]); err != nil {
-			errs = append(errs, fmt.Errorf("back to the shim's namespace %s: %w", f.Name(), err))
+	for _, h := range t.home {
+		if err := unix.Setns(h.fd, h.kind); err != nil {
+			errs = append(errs, fmt.Errorf("back to the shim's %s namespace: %w", h.file, err))
 		}
-		_ = f.Close()
+		_ = unix.Close(h.fd)
 	}
 	return errors.Join(errs...)
 }
@@ -124,26 +140,26 @@ func (t *traveller) makePod(c PodConfig, pod *Pod, sysctls map[string]string) er
 		if flags&int(n.flag) == 0 {
 			continue
 		}
-		f, err := os.Open("/proc/thread-self/ns/" + n.file)
+		fd, err := open(threadSpaces+n.file, unix.O_RDONLY)
 		if err != nil {
 			return err
 		}
-		pod.Namespaces[n.kind] = f
+		pod.Namespaces[n.kind] = os.NewFile(uintptr(fd), n.file)
 	}
 	return nil
 }
 
 // join goes to a namespace by its path.
 func (t *traveller) join(path, file string, kind int) error {
-	f, err := os.Open(path)
+	fd, err := open(path, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	if err := t.leave(file, kind); err != nil {
 		return err
 	}
-	if err := unix.Setns(int(f.Fd()), kind); err != nil {
+	if err := unix.Setns(fd, kind); err != nil {
 		return fmt.Errorf("join the namespace %s: %w", path, err)
 	}
 	return nil
@@ -151,10 +167,12 @@ func (t *traveller) join(path, file string, kind int) error {
 
 // writeSysctl writes a parameter of the namespaces that the calling thread is in.
 func writeSysctl(file, value string) error {
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	fd, err := open(file, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	if _, err = unix.Write(fd, []byte(value)); err != nil {
+		err = &os.PathError{Op: "write", Path: file, Err: err}
+	}
+	return errors.Join(err, unix.Close(fd))
 }

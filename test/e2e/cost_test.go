@@ -25,7 +25,7 @@ import (
 //
 // Rounds of the scheduler, the poller and the garbage collector are not counted, as they depend on time.
 var costLimits = map[string]costs{
-	"pod up":   {exec: 2, process: 1, sync: 0, mount: 112, file: 61, open: 76, transfer: 180, other: 460},
+	"pod up":   {exec: 2, process: 1, sync: 0, mount: 112, file: 61, open: 76, transfer: 180, other: 420},
 	"exec":     {exec: 2, process: 2, sync: 0, mount: 1, file: 0, open: 14, transfer: 48, other: 190},
 	"pod down": {exec: 0, process: 0, sync: 0, mount: 2, file: 68, open: 38, transfer: 145, other: 155},
 }
