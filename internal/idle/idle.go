@@ -13,7 +13,7 @@ import (
 
 // quiet is how little a process allocates between two looks that is idle, and worked how much since it was trimmed that is
 // worth another time, in bytes. What is done now and then allocates less than that and brings the program's pages back all the
-// same, nearly all of them at times (the kernel may map a whole large folio for one fault): they go again after every pause looks in
+// same, each fault with its neighbours (internal/trim): they go again after every pause looks in
 // a row that saw less than still. A caller that comes more often than that does not pay for it.
 const (
 	quiet  = 1 << 20
